@@ -1,0 +1,1 @@
+"""Pure functions on arrays, each forward beside its backward: the definitions. Their kernels are in `kernels/`."""
