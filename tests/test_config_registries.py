@@ -1,0 +1,58 @@
+"""The options that a configuration accepts are the entries of the dicts that do the work: neither has one more."""
+
+from typing import get_args
+
+import pytest
+from refsnn.ops.loss import LOSSES
+
+from refsnn import pq, schema
+from refsnn.datasets import DATASETS
+from refsnn.encode import ENCODERS
+from refsnn.models import MODELS
+from refsnn.ops.neuron import NEURONS, Neuron
+from refsnn.ops.surrogate import SURROGATES
+from refsnn.rewire import GROW, PRUNE, RATIOS, SPREADS, Draw, Scope, Shortfall
+
+
+def options(name: str) -> set[str]:
+    """The words that a key accepts, None and numbers aside."""
+    kind = schema.KEYS[name].kind
+    literals = [kind, *get_args(kind)]
+    return {word for one in literals for word in get_args(one) if isinstance(word, str)} | {
+        word for word in get_args(kind) if isinstance(word, str)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "registry"),
+    [
+        ("data.name", DATASETS),
+        ("encode.kind", ENCODERS),
+        ("model.name", MODELS),
+        ("neuron.preset", NEURONS),
+        ("neuron.surrogate", SURROGATES),
+        ("structure.spread", SPREADS),
+        ("structure.draw", get_args(Draw)),
+        ("rewire.scope", get_args(Scope)),
+        ("rewire.shortfall", get_args(Shortfall)),
+        ("rewire.rounding", get_args(pq.Rounding)),
+        ("rewire.prune", PRUNE),
+        ("rewire.grow", GROW),
+        ("rewire.ratio", RATIOS),
+        ("train.loss", LOSSES),
+    ],
+)
+def test_options_are_the_registry(name: str, registry: object) -> None:
+    assert options(name) == set(registry)  # type: ignore[call-overload]
+
+
+def test_every_number_of_a_neuron_is_a_key_left_to_the_preset() -> None:
+    own = {"preset", "surrogate", "alpha"}
+    assert {name.removeprefix("neuron.") for name in schema.KEYS if name.startswith("neuron.")} - own == set(
+        Neuron.__dataclass_fields__
+    )
+    assert all(schema.KEYS[f"neuron.{name}"].default is None for name in Neuron.__dataclass_fields__)
+
+
+def test_the_orders_p_and_q_are_kept_as_far_apart_as_the_equations_need() -> None:
+    assert schema.ORDER_GAP == pq.ORDER_GAP
