@@ -175,7 +175,7 @@ def _announce_if_cold(kernel: Callable[..., Any]) -> None:
 
 def ulp_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Units in the last place between floats of one dtype: how many representable numbers apart they lie."""
-    signed, unsigned = {4: (np.int32, np.uint32), 8: (np.int64, np.uint64)}[a.dtype.itemsize]
+    signed, unsigned = (np.dtype(f"{kind}{a.dtype.itemsize}") for kind in "iu")
     lowest = np.iinfo(signed).min
 
     def ordered(x: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ def test_the_order_of_calls_does_not_matter() -> None:
 
 
 def test_seed_name_and_keys_each_make_another_stream() -> None:
-    draws = [stream(*key).random(4).tobytes() for key in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, "a", 0, 0)]]
+    keys = [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, "a", 0, 0)]
+    draws = [stream(*key).random(4).tobytes() for key in keys]
     assert len(set(draws)) == len(draws)
 
 

@@ -10,7 +10,7 @@ from refsnn import twin
 from refsnn.ops.neuron import lif_backward
 
 
-def add(x: np.ndarray, way: Literal["left", "right"] = "left") -> np.ndarray:
+def add(x: np.ndarray, way: Literal["left", "right"] = "left") -> np.ndarray:       # noqa: ARG001
     return x + 1
 
 
@@ -41,8 +41,9 @@ def test_backends_choose_what_runs() -> None:
 
 
 def test_both_raises_at_the_first_disagreement_and_names_it() -> None:
-    pair = operation(kernel=lambda x, way: np.where(np.arange(x.size) == 2, 7, x + 1).astype(x.dtype))
-    with twin.backend("both"), pytest.raises(twin.TwinMismatch, match=r"add, output 0: 1 of 4 values differ, first at \(2,\)"):
+    pair = operation(kernel=lambda x, _way: np.where(np.arange(x.size) == 2, 7, x + 1).astype(x.dtype))
+    message = r"add, output 0: 1 of 4 values differ, first at \(2,\)"
+    with twin.backend("both"), pytest.raises(twin.TwinMismatch, match=message):
         pair(np.zeros(4))
 
 
@@ -57,7 +58,7 @@ def test_the_backend_is_restored_after_an_error() -> None:
 
 def test_kernels_get_contiguous_writable_arrays_of_the_one_index_type() -> None:
     seen = []
-    pair = operation(kernel=lambda x, way: seen.append(x) or x + 1)
+    pair = operation(kernel=lambda x, _way: seen.append(x) or x + 1)
     read_only = np.zeros((4, 4))
     read_only.flags.writeable = False
     with twin.backend("numba"):
@@ -72,7 +73,8 @@ def test_kernels_get_contiguous_writable_arrays_of_the_one_index_type() -> None:
 
 @pytest.mark.parametrize(("agree", "dtype", "error", "passes"), [
     ("exact", np.float64, 0.0, True), ("exact", np.float64, 1.0, False),
-    ("ulp", np.float32, 4.0, True), ("ulp", np.float32, 6.0, False), ("ulp", np.float64, 4.0, True), ("ulp", np.float64, 6.0, False),
+    ("ulp", np.float32, 4.0, True), ("ulp", np.float32, 6.0, False),
+    ("ulp", np.float64, 4.0, True), ("ulp", np.float64, 6.0, False),
     ("sum", np.float64, 900.0, True), ("sum", np.float64, 2000.0, False), ("sum", np.float32, 900.0, True),
 ])
 def test_agreement_is_as_strict_as_it_says(agree: str, dtype: type, error: float, passes: bool) -> None:

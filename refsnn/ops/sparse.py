@@ -46,7 +46,7 @@ class SparseWeight:
         if self.indptr.shape != (self.rows + 1,) or self.indptr[0] != 0 or (np.diff(self.indptr) < 0).any():
             raise ValueError(f"indptr must rise from 0 in {self.rows + 1} entries for shape {self.shape}")
         if not self.indices.shape == self.data.shape == (int(self.indptr[-1]),):
-            raise ValueError(f"data {self.data.shape} and indices {self.indices.shape} must hold {self.indptr[-1]} entries")
+            raise ValueError(f"data {self.data.shape}, indices {self.indices.shape}: not {self.indptr[-1]} entries")
         flat = self.flat_index()
         if flat.size and (self.indices.min() < 0 or self.indices.max() >= self.columns or (np.diff(flat) <= 0).any()):
             raise ValueError(f"columns must ascend within each row and lie in 0..{self.columns - 1}")
@@ -116,7 +116,7 @@ def from_dense(dense: Array, mask: Array) -> SparseWeight:
     Raises ValueError where the shapes differ or the mask is not boolean.
     """
     if dense.shape != mask.shape or dense.ndim < 2 or mask.dtype != bool:
-        raise ValueError(f"dense {dense.shape} and mask {mask.dtype}{mask.shape} must share a shape of two axes or more")
+        raise ValueError(f"dense {dense.shape} and mask {mask.dtype}{mask.shape} must share a shape of 2 axes or more")
     matrix = mask.reshape(mask.shape[0], -1)
     row, column = np.nonzero(matrix)                    # C order: rows ascending, columns ascending within a row
     indptr = np.concatenate([[0], np.cumsum(matrix.sum(axis=1))]).astype(INDEX)

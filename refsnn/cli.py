@@ -1,0 +1,424 @@
+"""The command line: one function per command. Heavy imports are inside them, so that `refsnn --help` is instant.
+
+Errors are one line on stderr that names the thing, the place and the remedy; exit status 2. Ctrl-C during training
+finishes the step under way, saves, and says how to go on; exit status 130.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from refsnn.errors import UserError
+
+if TYPE_CHECKING:
+    from refsnn.datasets import Dataset
+    from refsnn.schema import Config
+    from refsnn.train import State
+
+STOPPED = 130       # exit status of a program that Ctrl-C ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0; 1 an error of refsnn itself; 2 bad input; 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")        # a terminal that lacks a sign gets a question mark
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as end:       # --help, or a usage error that has been printed
+        return int(end.code or 0)
+    try:
+        with _short_warnings():
+            status: int = args.command(args)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:         # whoever read the output (such as `head`) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _complain("interrupted", STOPPED)
+    except UserError as error:
+        if args.debug:
+            raise
+        return _complain(str(error), 2)
+    except Exception as error:
+        if args.debug:
+            raise
+        return _complain(f"{type(error).__name__}: {error} (an error of refsnn; --debug shows where)", 1)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"refsnn: {' '.join(message.splitlines())}", file=sys.stderr)
+    return status
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Warnings as one line on stderr, without the source line that raised them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"refsnn: warning: {message}", file=sys.stderr)
+        yield
+
+
+@contextmanager
+def _announcing(tell: Callable[[str], None] | None) -> Iterator[None]:
+    """Have `tell` called before kernels are compiled, which takes a while."""
+    from refsnn import twin
+
+    twin.announce_compilation(tell)
+    try:
+        yield
+    finally:
+        twin.announce_compilation(None)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+# ----------------------------------------------------------------------------------------------------------- the parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"refsnn: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Compression-aware sparse training of spiking networks, to read, to check against, and to run."
+    parser = _Parser(prog="refsnn", description=about, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     epilog="refsnn COMMAND --help explains a command.   First try: refsnn train tiny")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show a traceback where an error is one line otherwise")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_train, _add_evaluate, _add_show, _add_step, _add_measure, _add_plot):
+        add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up when asked for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"refsnn {version('refsnn')}")
+        parser.exit()
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], about: str, example: str) -> Any:
+    parser = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".",
+                                 epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show a traceback on errors")
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_configuration(parser: Any) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a bundled configuration (tiny, digits, ...) or a .toml file")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
+                        help="replace a key of the configuration, such as optim.lr=0.001; may be repeated")
+
+
+# ---------------------------------------------------------------------------------------------------------------- train
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(commands, "train", train, "train a sparse network, or continue a run",
+                      "refsnn train digits --set optim.lr=0.001 --out runs/first")
+    _add_configuration(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run; default: runs/CONFIG-seedSEED")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its checkpoint")
+    parser.add_argument("--backend", choices=("numpy", "numba", "both"),
+                        help="run definitions, kernels, or both and compare them at every call")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train, with progress, and end with a table of the iterations."""
+    from refsnn import config as configuration
+    from refsnn import runs, show, twin
+    from refsnn import train as algorithm
+
+    if args.resume and args.out is None:
+        raise UserError("--resume needs --out, the folder of the run to continue")
+    config = configuration.load(args.config, args.overrides)
+    data = _load_data(config)
+    with twin.backend(args.backend) if args.backend else nullcontext():
+        if args.resume:
+            folder, state = args.out, runs.restore(args.out, config, data)
+            for stale in folder.glob(".*.partial"):     # of a process that was killed while it wrote
+                stale.unlink(missing_ok=True)
+            runs.write_tables(folder, state)
+        else:
+            folder, state = args.out or _free_folder(args.config, config.seed), algorithm.start(config, data)
+            runs.create(folder, config)
+            runs.save(folder, state)        # so that a run can be resumed from its first moment on
+        if not args.quiet:
+            _print(show.training(state, data, twin.get_backend(), folder))
+            if args.resume:
+                print("resumed  ", "finished before, nothing is left to train" if state.finished else _place(state))
+            sys.stdout.flush()
+        progress = Progress(folder, state, -(-len(data.x_train) // config.train.batch), args.quiet)
+        with progress.watching():
+            algorithm.train(state, data, progress)
+    if not state.finished:
+        again = ["refsnn", "train", str(folder / "config.toml"), "--out", str(folder), "--resume"]
+        again += ["--backend", args.backend] if args.backend else []
+        return _complain(f"stopped at {_place(state)}; everything is saved. To go on:  {shlex.join(again)}", STOPPED)
+    if not args.quiet:
+        figures = shlex.join(["refsnn", "plot", str(folder), "--out", str(folder / "figures")])
+        _print(["", *show.iterations(state.metrics, state.structure), "", f"in {folder}: {', '.join(show.FILES)}",
+                f"next:  {shlex.join(['refsnn', 'evaluate', str(folder)])}", f"       {figures}"])
+    return 0
+
+
+def _place(state: "State") -> str:
+    return f"iteration {state.iteration + 1}, epoch {state.epoch + 1}, batch {state.batch} (step {state.step:,})"
+
+
+def _load_data(config: "Config") -> "Dataset":
+    """The data of a configuration, split as its seed says."""
+    from refsnn import datasets
+    from refsnn.rng import stream
+
+    keys = config.data
+    return datasets.load(keys.name, stream(config.seed, "split"), path=keys.path, test_share=keys.test_share,
+                         validation=keys.validation)
+
+
+def _free_folder(name: str, seed: int) -> Path:
+    """runs/NAME-seedSEED, or with -2, -3 ... behind it where that exists."""
+    first = Path("runs") / f"{Path(name).stem if name.endswith('.toml') else name}-seed{seed}"
+    folder, number = first, 1
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    return folder
+
+
+class Progress:
+    """Watches a training (train.Watcher): a bar on a terminal, else a line an epoch; saves; stops on a signal."""
+
+    def __init__(self, folder: Path, state: "State", batches: int, quiet: bool) -> None:
+        keys = state.config.train
+        steps = keys.iterations * keys.epochs * batches
+        self.folder, self.quiet, self.stop = folder, quiet, False
+        self.total = min(steps, keys.max_steps) if keys.max_steps else steps
+        self.done = state.step
+        self.compiling: float | None = None
+        self.bar: Any = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Show progress and listen to signals: the first asks to stop after the step under way, the second aborts."""
+        if sys.stderr.isatty() and not self.quiet:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True)
+        listened = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with _announcing(None if self.quiet else self._compilation):
+                yield
+        finally:
+            for number, before in listened.items():
+                signal.signal(number, before)
+            if self.bar is not None:
+                self.bar.close()
+
+    def _on_signal(self, *_: Any) -> None:
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+        os.write(2, b"\nrefsnn: finishing the step under way, then saving; again to abort\n")  # print cannot be nested
+
+    def _compilation(self, text: str) -> None:
+        self.compiling = time.perf_counter()
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        """A line on stderr, above the bar."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            _tell(text)
+
+    def on_step(self, state: "State") -> None:
+        """Move the bar."""
+        if self.compiling is not None:
+            self._say(f"compiled, first step done, after {time.perf_counter() - self.compiling:.1f} s")
+            self.compiling = None
+        if self.bar is not None:
+            seen, density = max(state.seen, 1), state.network.density
+            self.bar.set_postfix_str(f"iteration {state.iteration + 1}, loss {state.loss_sum / seen:.3f}, "
+                                     f"accuracy {state.correct / seen:.3f}, density {density:.3f}", refresh=False)
+            self.bar.update(1)
+
+    def on_epoch(self, state: "State") -> None:
+        """Print the epoch's line where there is no bar."""
+        if self.quiet or self.bar is not None:
+            return
+        row = state.metrics[-1]
+        print(f"iteration {row['iteration']:2d}  epoch {row['epoch']:3d}  loss {row['train_loss']:.4f}  train "
+              f"{100 * row['train_accuracy']:6.2f} %  {row['evaluated_on']} {100 * row['test_accuracy']:6.2f} %  "
+              f"density {row['param_density']:.4f}  {row['seconds']:.1f} s", flush=True)
+
+    def save(self, state: "State") -> None:
+        """Write checkpoint and tables."""
+        from refsnn import runs
+
+        runs.save(self.folder, state)
+
+    def should_stop(self) -> bool:
+        """Whether a signal came."""
+        return self.stop
+
+
+# ------------------------------------------------------------------------------------------------ evaluate, show, step
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _command(commands, "evaluate", evaluate, "evaluate a run: accuracy, densities, operations, energy, size",
+                      "refsnn evaluate runs/digits-seed0")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Restore a run and evaluate it."""
+    from refsnn import runs, show
+    from refsnn.evaluate import evaluate as run_network
+
+    config = runs.load_config(args.run)
+    data = _load_data(config)
+    state = runs.restore(args.run, config, data)
+    with _announcing(_tell):
+        result = run_network(state.network, config, data.x_test, data.y_test)
+    _print([f"run {args.run}: {_done(state)}", *show.evaluation(state, result)])
+    return 0
+
+
+def _done(state: "State") -> str:
+    keys = state.config.train
+    done = state.iteration * keys.epochs + state.epoch
+    return f"{done} of {keys.iterations * keys.epochs} epochs trained, {state.step:,} steps"
+
+
+def _add_show(commands: Any) -> None:
+    parser = _command(commands, "show", show, "show what is in a configuration, a run, a checkpoint or a trace",
+                      "refsnn show digits\n  refsnn show runs/digits-seed0/checkpoint.h5")
+    parser.add_argument("what", metavar="CONFIG|FILE|RUN", help="a configuration, an .h5 file, or the folder of a run")
+
+
+def show(args: argparse.Namespace) -> int:
+    """Show a configuration, a run or a file of records."""
+    from refsnn import config as configuration
+    from refsnn import show as text
+    from refsnn import train as algorithm
+
+    what, path = args.what, Path(args.what)
+    if what in configuration.names() or what.endswith(".toml"):
+        config = configuration.load(what)
+        data = _load_data(config)
+        _print(text.configuration(what, algorithm.start(config, data), data))
+    elif path.is_dir():
+        _print(text.run(path))
+    elif path.exists():
+        _print(text.records(path))
+    else:
+        known = ", ".join(configuration.names())
+        raise UserError(f"{what}: no such configuration, file or run; bundled configurations: {known}")
+    return 0
+
+
+def _add_step(commands: Any) -> None:
+    parser = _command(commands, "step", step,
+                      "walk one iteration: a batch's records, then who goes and who comes, and why",
+                      "refsnn step tiny --layer fc1 --rows 12")
+    _add_configuration(parser)
+    parser.add_argument("--layer", metavar="NAME", help="layer whose rewiring is shown; default: the first linear one")
+    parser.add_argument("--rows", type=int, default=10, metavar="N", help="connections shown of each kind; default: 10")
+
+
+def step(args: argparse.Namespace) -> int:
+    """Walk one iteration."""
+    from refsnn import config as configuration
+    from refsnn import walk
+
+    if args.rows < 1:
+        raise UserError(f"--rows {args.rows}: must be at least 1")
+    config = configuration.load(args.config, args.overrides)
+    with _announcing(_tell):
+        for line in walk.walk(config, _load_data(config), args.layer, args.rows):
+            print(line, flush=True)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------ measure, plot
+
+
+def _add_measure(commands: Any) -> None:
+    parser = _command(commands, "measure", measure,
+                      "PQ index, bound, ratio and count of anyone's weights, eqs. (2)-(4)",
+                      "refsnn measure weights.npz --scope neuron")
+    parser.add_argument("file", type=Path, metavar="FILE.npz",
+                        help="arrays of two axes or more; boolean NAME.mask or NAME_mask: what is active")
+    parser.add_argument("--scope", choices=("layer", "neuron", "global"), default="layer",
+                        help="unit with its own index: an array, a row of it, or all together; default: layer")
+    for name, default, about in (("p", 0.5, "lower norm of eq. (2)"), ("q", 1.0, "higher norm of eq. (2)"),
+                                 ("eta", 0.001, "alpha_r of eq. (3)"), ("gamma", 1.0, "factor of eq. (4)"),
+                                 ("beta", 0.9, "largest share that may go, eq. (4)")):
+        parser.add_argument(f"--{name}", type=float, default=default, help=f"{about}; default: {default:g}")
+    parser.add_argument("--units", action="store_true", help="a line for every neuron (with --scope neuron)")
+    parser.add_argument("--csv", action="store_true", help="comma-separated values in full precision")
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Measure the weights of an npz file."""
+    from refsnn.measure import measure_file
+
+    orders = {name: getattr(args, name) for name in ("p", "q", "eta", "gamma", "beta")}
+    report = measure_file(args.file, args.scope, **orders, every_unit=args.units)
+    if args.csv:
+        import csv
+
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(report.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(report.rows)
+        for note in report.notes:
+            print(f"refsnn: {note}", file=sys.stderr)
+        return 0
+    from refsnn.show import measured
+
+    _print([f"{args.file}: " + ", ".join(f"{name} = {value:g}" for name, value in orders.items()), "",
+            *measured(report.rows, args.scope, args.units), "", *report.notes])
+    return 0
+
+
+def _add_plot(commands: Any) -> None:
+    parser = _command(commands, "plot", plot, "draw the figures of one or several runs",
+                      "refsnn plot runs/digits-seed0 runs/digits-seed1 --out figures")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the figures")
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw figures and say which files they are in."""
+    from refsnn.plot import plot_runs
+
+    _print(str(path) for path in plot_runs(args.runs, args.out))
+    return 0
