@@ -96,6 +96,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the line and exit."""
         self.exit(2, f"refsnn: {message}; see {self.prog} --help\n")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refsnn.errors import UserError
+from refsnn.given import given_mask, read_given
 from refsnn.layers import (
     AvgPool2d,
     BatchNorm,
@@ -122,20 +123,22 @@ class Network:
             if name not in self.weights:
                 array[:] = self.initial[name]
         for layer in self.norms:
-            layer.running_mean = np.zeros_like(layer.running_mean)
-            layer.running_var = np.ones_like(layer.running_var)
+            layer.running_mean = self.initial[f"{layer.name}.running_mean"].copy()
+            layer.running_var = self.initial[f"{layer.name}.running_var"].copy()
 
 
 class Plan:
     """The layers of a network before its weights are drawn: builders call its methods in order of execution.
 
-    `shape` is the shape of one sample where the plan has arrived; `weights` the shapes of the sparse weights so far.
+    `shape` is the shape of one sample where the plan has arrived; `weights` the shapes of the sparse weights so far,
+    `others` those of biases and of batch norm.
     """
 
     def __init__(self, config: Config, input_shape: Shape) -> None:
         self.config = config
         self.shape = input_shape
         self.weights: dict[str, Shape] = {}
+        self.others: dict[str, Shape] = {}
         self._makers: list[Callable[[dict[str, SparseWeight]], Layer]] = []
         self._dtype = np.dtype(config.dtype)
 
@@ -155,20 +158,20 @@ class Plan:
     def linear(self, name: str, features: int) -> None:
         """Append a linear layer with a bias that starts at 0."""
         self.weights[f"{name}.weight"] = (features, self.shape[0])
-        self.shape = (features,)
+        self.shape = self.others[f"{name}.bias"] = (features,)
         bias = np.zeros(features, self._dtype)
         self._makers.append(lambda w: Linear(name, w[f"{name}.weight"], bias))
 
     def norm(self, name: str) -> None:
         """Append a batch norm with gamma = 1, beta = 0, running mean 0 and variance 1."""
         zeros, ones = (np.full(self.shape[0], value, self._dtype) for value in (0, 1))
+        parts = ("gamma", "beta", "running_mean", "running_var")
+        self.others |= {f"{name}.{part}": (self.shape[0],) for part in parts}
         self.add(BatchNorm(name, ones, zeros, zeros.copy(), ones.copy()))
 
     def spiking(self, name: str) -> None:
         """Append a layer of the configuration's neurons."""
-        keys = self.config.neuron
-        alpha = SURROGATES[keys.surrogate].alpha if keys.alpha is None else keys.alpha
-        self.add(Spiking(name, neuron_of(self.config), keys.surrogate, alpha))
+        self.add(Spiking(name, neuron_of(self.config), self.config.neuron.surrogate, alpha_of(self.config)))
 
     def finish(self, weights: dict[str, SparseWeight]) -> list[Layer]:
         """The layers, with their weights."""
@@ -180,6 +183,17 @@ def neuron_of(config: Config) -> Neuron:
     keys = config.neuron
     given = {n: getattr(keys, n) for n in Neuron.__dataclass_fields__ if getattr(keys, n, None) is not None}
     return replace(NEURONS[keys.preset], **given)
+
+
+def complete(config: Config) -> Config:
+    """The configuration with every key of [neuron] written out, so that what a run used is in its config.toml."""
+    return replace(config, neuron=replace(config.neuron, **vars(neuron_of(config)), alpha=alpha_of(config)))
+
+
+def alpha_of(config: Config) -> float:
+    """The surrogate's shape parameter: the configuration's, or the surrogate's own."""
+    keys = config.neuron
+    return SURROGATES[keys.surrogate].alpha if keys.alpha is None else keys.alpha
 
 
 def conv2fc2(plan: Plan, classes: int) -> None:
@@ -206,12 +220,24 @@ def build(config: Config, input_shape: Shape, classes: int) -> Network:
     """Build the network of a configuration for samples of `input_shape` (C, H, W) and that many classes."""
     plan = Plan(config, input_shape)
     MODELS[config.model.name](plan, classes)
-    masks = draw_masks(config, plan.weights)
+    drawn = draw_masks(config, plan.weights)
+    given = read_given(config.structure.start, plan.weights | plan.others)
+    masks = {name: given_mask(given, name, drawn[name]) for name in plan.weights}
     initial = {name: initial_weight(config, name, masks[name]) for name in plan.weights}
+    initial |= {name: given[name].astype(config.dtype) for name in plan.weights if name in given}
     weights = {name: from_dense(initial[name], masks[name]) for name in plan.weights}
     network = Network(plan.finish(weights), input_shape)
+    for name, array in network.parameters.items():
+        if name in given and name not in weights:
+            array[:] = given[name]
+    for layer in network.norms:
+        layer.running_mean[:] = given.get(f"{layer.name}.running_mean", layer.running_mean)
+        layer.running_var[:] = given.get(f"{layer.name}.running_var", layer.running_var)
     if config.rewire.rewind:
         network.initial = initial | {n: a.copy() for n, a in network.parameters.items() if n not in initial}
+        for layer in network.norms:
+            network.initial[f"{layer.name}.running_mean"] = layer.running_mean.copy()
+            network.initial[f"{layer.name}.running_var"] = layer.running_var.copy()
     return network
 
 

@@ -25,6 +25,7 @@ from refsnn import config as configuration
 from refsnn import trace
 from refsnn.datasets import Dataset
 from refsnn.errors import UserError
+from refsnn.models import complete
 from refsnn.ops.sparse import SparseWeight
 from refsnn.pq import Measurement
 from refsnn.schema import Config
@@ -53,7 +54,7 @@ def create(folder: Path, config: Config) -> None:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from error
     ran = "".join(f"#   {name} {version}\n" for name, version in versions().items())
     header = f"# The complete configuration of this run, which was made by\n{ran}"
-    write_text(folder / "config.toml", header + configuration.dumps(config))
+    write_text(folder / "config.toml", header + configuration.dumps(complete(config)))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -112,8 +113,7 @@ def restore(folder: Path, config: Config, data: Dataset) -> State:
         raise UserError(f"{path}: is a trace, not a checkpoint; give the folder of a run")
     try:
         theirs = configuration.loads(str(attributes["config"]), place=str(path))
-        if configuration.config_hash(theirs) != configuration.config_hash(config):
-            differing = "; ".join(configuration.differences(theirs, config)[:4])
+        if differing := "; ".join(configuration.differences(theirs, complete(config))[:4]):
             own = folder / "config.toml"
             raise UserError(f"{path}: is of another configuration ({differing}); resume with its own, {own}")
         return _fill(start(config, data), {name: record.value for name, record in found.items()})

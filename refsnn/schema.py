@@ -124,7 +124,7 @@ class RewireConfig:
     """[rewire]: how many connections go and come, which ones, and when."""
 
     preset: Literal["figures", "literal", "partial", "sap"] = key(
-        "figures", "", "Reading of Algorithm 1: sets regrow_share, inner_every, rewind (sap: structure.density too)."
+        "figures", "", "Reading of Algorithm 1: sets regrow_share, inner_every, rewind (sap also density, fresh)."
     )
     ratio: Literal["pq", "none"] = key("pq", "", "Rewiring ratio: from the PQ index (paper eqs. 2-4), or no rewiring.")
     scope: Literal["layer", "neuron", "global"] = key(
@@ -227,6 +227,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "rewire.inner_every": 0,
         "rewire.rewind": True,
         "structure.density": 1.0,
+        "optim.fresh": True,
     },
 }
 

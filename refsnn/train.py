@@ -23,7 +23,7 @@ from refsnn.encode import ENCODERS
 from refsnn.errors import UserError
 from refsnn.evaluate import evaluate, synapses
 from refsnn.layers import Gradients, Records
-from refsnn.models import Network, build
+from refsnn.models import Network, build, complete
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.sparse import SparseWeight
 from refsnn.optim import Optimizer, clip_gradients, learning_rate
@@ -116,6 +116,7 @@ class Watcher(Protocol):
 
 def start(config: Config, data: Dataset) -> State:
     """The state before the first step: a network with its initial connections and weights."""
+    config = complete(config)
     input_shape = data.x_train.shape[1:] if config.encode.kind == "direct" else data.x_train.shape[2:]
     network = build(config, input_shape, data.classes)
     masks = {name: weight.mask() for name, weight in network.weights.items()}

@@ -102,7 +102,7 @@ def test_the_dense_gradient_holds_the_active_one_and_what_a_new_connection_would
 NETWORKS = [
     *({"neuron.reset": reset, "neuron.detach_reset": detach, "model.pool": "average", "train.loss": "tet"}
       for reset, detach in product(["hard", "soft", "none"], [False, True])),
-    *({"train.loss": loss, "model.pool": "max", "neuron.surrogate": surrogate, "neuron.alpha": 2.0, "model.dropout": 0.2}
+    *({"train.loss": loss, "model.pool": "max", "model.dropout": 0.2, "neuron.surrogate": surrogate, "neuron.alpha": 2}
       for loss, surrogate in zip([*LOSSES, *LOSSES, *LOSSES], SURROGATES, strict=False)),
     {"neuron.preset": "spikingjelly"}, {"neuron.preset": "snntorch"},
     {"neuron.preset": "norse", "neuron.v_threshold": 0.2},
