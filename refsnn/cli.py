@@ -329,13 +329,11 @@ def show(args: argparse.Namespace) -> int:
     """Show a configuration, a run or a file of records."""
     from refsnn import config as configuration
     from refsnn import show as text
-    from refsnn import train as algorithm
 
     what, path = args.what, Path(args.what)
     if what in configuration.names() or what.endswith(".toml"):
         config = configuration.load(what)
-        data = _load_data(config)
-        _print(text.configuration(what, algorithm.start(config, data), data))
+        _print(text.configuration(what, config, _load_data(config)))
     elif path.is_dir():
         _print(text.run(path))
     elif path.exists():

@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 def create(folder: Path, config: Config) -> None:
     """Make the folder of a new run and write its config.toml. Raises UserError where a run is there already."""
-    if (folder / "checkpoint.h5").exists() or (folder / "config.toml").exists():
+    if (folder / "checkpoint.h5").exists():
         raise UserError(f"{folder}: holds a run already; add --resume to continue it, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,10 +153,10 @@ def _records(state: State) -> list[Record]:
         keep(f"initial/{name}", array)
     for name, moments in state.optimizer.state.items():
         for part, array in moments.items():
-            keep(f"optim/{name}/{part}", array)
+            keep(f"optim/{name}/{part}", array, "count" if part == "steps" else "real")
     if state.measurement is not None:
         for part in MEASURED:
-            keep(f"measurement/{part}", getattr(state.measurement, part))
+            keep(f"measurement/{part}", getattr(state.measurement, part), "count" if part in ("d", "count") else "real")
     rows = json.dumps({"metrics": state.metrics, "structure": state.structure})
     keep("tables", np.frombuffer(rows.encode(), dtype=np.uint8), "index")
     return kept

@@ -21,12 +21,11 @@ from refsnn.errors import UserError
 from refsnn.evaluate import Evaluation, synapses
 from refsnn.layers import Conv2d, Linear, Spiking
 from refsnn.metrics import PICOJOULE_PER_MAC, PICOJOULE_PER_SOP
-from refsnn.models import Network, neuron_of
-from refsnn.ops.surrogate import SURROGATES
+from refsnn.models import Network, complete
 from refsnn.rewire import GROW
 from refsnn.schema import Config
 from refsnn.trace import Record
-from refsnn.train import State
+from refsnn.train import State, start
 
 Array = npt.NDArray[Any]
 Row = dict[str, Any]
@@ -76,9 +75,9 @@ def _optional(value: Any, form: str) -> str:
 # ------------------------------------------------------------------------------------------------------ a configuration
 
 
-def configuration(name: str, state: State, data: Dataset) -> list[str]:
+def configuration(name: str, config: Config, data: Dataset) -> list[str]:
     """A configuration: data, layers, weights, multiply-adds, memory, and every key."""
-    config = state.config
+    state = start(config, data)
     samples = f"{len(data.x_train):,} training samples, {len(data.x_test):,} {tested_on(config)} samples"
     return [
         f"configuration {name}",
@@ -145,8 +144,8 @@ def memory(state: State) -> list[str]:
 
 
 def keys(config: Config) -> list[str]:
-    """Every key with its value and its sentence; a star where the value is not the default."""
-    implied = vars(neuron_of(config)) | {"alpha": SURROGATES[config.neuron.surrogate].alpha}
+    """Every key with its value and its sentence; a star where the value is not that of the default configuration."""
+    effective, default = schema.settings(complete(config)), schema.settings(complete(Config()))
     width = max(20, min(shutil.get_terminal_size((120, 24)).columns, 160) - 50)
     lines, section = ["keys: * is not the default; (…) follows from neuron.preset or neuron.surrogate"], ""
     for name, value in schema.settings(config).items():
@@ -154,8 +153,9 @@ def keys(config: Config) -> list[str]:
         if owner != section:
             section = owner
             lines += ["", f"[{section}]"]
-        shown = f"({schema.literal(implied[leaf])})" if value is None else schema.literal(value)
-        star = "*" if value != schema.KEYS[name].default else " "
+        shown = schema.literal(effective[name])
+        shown = f"({shown})" if value is None else shown
+        star = "*" if effective[name] != default[name] else " "
         first, *rest = textwrap.wrap(schema.KEYS[name].help, width)
         lines.append(f"{star} {leaf:<16} {shown:<28} {first}")
         lines += [f"{'':<48}{more}" for more in rest]

@@ -117,10 +117,10 @@ class Watcher(Protocol):
 def start(config: Config, data: Dataset) -> State:
     """The state before the first step: a network with its initial connections and weights."""
     config = complete(config)
-    input_shape = data.x_train.shape[1:] if config.encode.kind == "direct" else data.x_train.shape[2:]
-    network = build(config, input_shape, data.classes)
+    encoded = ENCODERS[config.encode.kind](data.x_train[:1], config.encode.steps, config.dtype)
+    network = build(config, encoded.shape[:3], data.classes)
     masks = {name: weight.mask() for name, weight in network.weights.items()}
-    state = State(config, network, Optimizer(config.optim), first_mask=masks, last_mask=masks,
+    state = State(config, network, Optimizer(config.optim), first_mask=masks, last_mask=dict(masks),
                   ever_active={name: mask.copy() for name, mask in masks.items()})
     state.growth = new_growth(state)
     return state
@@ -167,7 +167,7 @@ def stage_one(state: State, data: Dataset, watcher: Watcher, rec: Records = NO_R
         watcher.on_step(state)
         stopped = watcher.should_stop()
     state.seconds += time.perf_counter() - began
-    return not stopped or state.batch == len(batches)
+    return not stopped or state.batch == len(batches) or state.finished
 
 
 def train_step(
@@ -192,10 +192,22 @@ def train_step(
     if config.train.clip > 0:
         clip_gradients(gradients, list(network.parameters), config.train.clip)
     state.optimizer.step(network.parameters, gradients, step_size(state, steps_per_epoch))
+    record_update(state, rec)
     network.commit(caches)
     remember_gradients(state, gradients)
     state.step += 1
     return loss, metrics.accuracy(logits, labels)
+
+
+def record_update(state: State, rec: Records) -> None:
+    """Record the optimiser's moments and the parameters after its step; weights are dense, 0 where inactive."""
+    if not rec.active:
+        return
+    weights = state.network.weights
+    for name, parameter in state.network.parameters.items():
+        for part, moment in (state.optimizer.state[name] | {"after": parameter}).items():
+            dense = weights[name].scatter(moment) if name in weights else moment
+            rec.value(f"optim/{name}/{part}", dense, "count" if part == "steps" else "real")
 
 
 def _draw(seed: int, step: int, name: str) -> np.random.Generator:
@@ -249,7 +261,7 @@ def stage_two(state: State, phase: str, prune_counts: Array, grow_counts: Array,
         state.optimizer.rewire(name, origin)                            # and its moments
         state.ever_active[name] |= network.weights[name].mask()
         grow_score = None if grow_scores is None else grow_scores[k]
-        record_rewiring(rec, name, old, network.weights[name], prune_scores[k], grow_score)
+        record_rewiring(rec, name, old, network.weights[name], origin, prune_scores[k], grow_score)
     state.structure += structure_rows(state, phase, before, result)
     return result
 
@@ -261,16 +273,16 @@ def growth_scores(state: State) -> list[Array]:
             for name in state.network.weights]
 
 
-def record_rewiring(rec: Records, name: str, old: SparseWeight, new: SparseWeight, prune_score: Array,
+def record_rewiring(rec: Records, name: str, old: SparseWeight, new: SparseWeight, origin: Array, prune_score: Array,
                     grow_score: Array | None) -> None:
-    """Record what one layer's rewiring looked at and what it did."""
+    """Record what one layer's rewiring looked at and what it did; what came straight back is in pruned and in grown."""
     if not rec.active:
         return
     rec.value(f"stage2/{name}/prune_score", old.scatter(prune_score))
-    rec.value(f"stage2/{name}/pruned", np.flatnonzero(old.mask() & ~new.mask()), "index")
+    rec.value(f"stage2/{name}/pruned", np.delete(old.flat_index(), origin[origin >= 0]), "index")
     if grow_score is not None:
         rec.value(f"stage2/{name}/grow_score", grow_score.reshape(old.shape))
-    rec.value(f"stage2/{name}/grown", np.flatnonzero(new.mask() & ~old.mask()), "index")
+    rec.value(f"stage2/{name}/grown", new.flat_index()[origin < 0], "index")
     rec.value(f"stage2/{name}/mask", new.mask(), "mask")
 
 

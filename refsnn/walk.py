@@ -22,7 +22,7 @@ from refsnn.rng import stream
 from refsnn.schema import Config
 from refsnn.show import shape_text, statistics, table
 from refsnn.topology import active_counts, units
-from refsnn.trace import NO_RECORD, Record, Recorder
+from refsnn.trace import NO_RECORD, Recorder
 from refsnn.train import (
     State,
     advance,
@@ -59,6 +59,13 @@ EQUATIONS = {       # (stage, kind of layer, last part of the name) -> what it i
     ("backward", "Linear", "dweight"): "dL/d(M∘W), active places",
     ("backward", "Conv2d", "dweight_dense"): "the same at every place, for growth",
     ("backward", "Linear", "dweight_dense"): "the same at every place, for growth",
+}
+MOMENTS = {
+    "momentum": "b ← momentum b + g",
+    "first": "m ← β₁ m + (1 − β₁) g",
+    "second": "v ← β₂ v + (1 − β₂) g²",
+    "steps": "n, updates of each weight",
+    "after": "the parameter after the step",
 }
 
 
@@ -124,14 +131,11 @@ def _weight_name(state: State, layer: str | None) -> str:
 
 def first_batch(state: State, data: Dataset, epoch: int) -> Iterator[str]:
     """One optimiser step with every record, in execution order, by stage."""
-    rec, before = Recorder(), {name: array.copy() for name, array in state.network.parameters.items()}
-    lr = step_size(state, epoch)
+    rec, lr = Recorder(), step_size(state, epoch)
     loss, correct = _train(state, data, 1, epoch, rec)
     kinds = {layer.name: type(layer).__name__ for layer in state.network.layers}
-    after = state.network.parameters
-    steps = [Record(f"optim/{name}/step", "real", after[name] - before[name]) for name in after]
     for stage, about in STAGES.items():
-        chosen = [r for r in [*rec.records, *steps] if r.name.startswith(f"{stage}/")]
+        chosen = [r for r in rec.records if r.name.startswith(f"{stage}/")]
         yield ""
         yield f"{stage.upper()}   {about}"
         rows = [[r.name.removeprefix(f"{stage}/"), shape_text(r.value.shape), r.kind, *statistics(r.value),
@@ -146,7 +150,7 @@ def first_batch(state: State, data: Dataset, epoch: int) -> Iterator[str]:
 def _equation(stage: str, kinds: dict[str, str], name: str, loss: str) -> str:
     parts = name.split("/")
     if stage == "optim":
-        return "after − before, active places" if parts[1].endswith(".weight") else "after − before"
+        return MOMENTS[parts[-1]]
     if name == "loss/value":
         return "eq. (8)" if loss == "tet" else loss
     return EQUATIONS.get((stage, kinds.get(parts[1], ""), parts[-1]), "")

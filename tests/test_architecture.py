@@ -21,11 +21,11 @@ ALLOWED = {
     "optim": "", "metrics": "", "encode": "", "trace": "",
     "config": "", "topology": "pq", "rewire": "pq topology",
     "datasets/images": "", "datasets/__init__": "datasets/images",
-    "layers": "ops", "models": "layers topology rng ops",
+    "layers": "ops", "models": "layers topology rng ops given", "given": "",
     "evaluate": "metrics encode layers models ops trace", "tables": "metrics evaluate ops pq rewire train",
     "train": "models encode optim pq rewire topology metrics trace config rng datasets ops evaluate layers tables",
     "runs": "train models encode optim pq rewire metrics trace config rng datasets ops evaluate",
-    "plot": "config runs trace", "show": "*", "walk": "*", "measure": "pq topology",
+    "series": "config trace ops", "plot": "series config ops", "show": "*", "walk": "*", "measure": "pq topology",
 }
 THIRD_PARTY = {
     "numba": ("twin", "ops/kernels"), "scipy": ("ops", "datasets"), "h5py": ("trace", "datasets", "export"),
