@@ -25,7 +25,7 @@ ALLOWED = {
     "evaluate": "metrics encode layers models ops trace", "tables": "metrics evaluate ops pq rewire train",
     "train": "models encode optim pq rewire topology metrics trace config rng datasets ops evaluate layers tables",
     "runs": "train models encode optim pq rewire metrics trace config rng datasets ops evaluate",
-    "series": "config trace ops", "plot": "series config ops", "show": "*", "walk": "*", "measure": "pq topology",
+    "series": "config trace ops", "plot": "series config ops trace", "show": "*", "walk": "*", "measure": "pq topology",
 }
 THIRD_PARTY = {
     "numba": ("twin", "ops/kernels"), "scipy": ("ops", "datasets"), "h5py": ("trace", "datasets", "export"),

@@ -3,15 +3,16 @@
 from typing import get_args
 
 import pytest
-from refsnn.ops.loss import LOSSES
 
 from refsnn import pq, schema
 from refsnn.datasets import DATASETS
 from refsnn.encode import ENCODERS
 from refsnn.models import MODELS
+from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import NEURONS, Neuron
 from refsnn.ops.surrogate import SURROGATES
-from refsnn.rewire import GROW, PRUNE, RATIOS, SPREADS, Draw, Scope, Shortfall
+from refsnn.rewire import GROW, PRUNE, RATIOS, Shortfall
+from refsnn.topology import SPREADS, Draw, Scope
 
 
 def options(name: str) -> set[str]:

@@ -5,8 +5,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from gradcheck import TOLERANCE, SmoothSpiking, smooth, worst
 
+from gradcheck import TOLERANCE, SmoothSpiking, smooth, worst
 from refsnn import config, twin
 from refsnn.encode import direct
 from refsnn.layers import LAYERS, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, Linear, MaxPool2d, Spiking

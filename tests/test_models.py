@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import data_of, tiny, train_tiny
 
+from conftest import data_of, tiny, train_tiny
 from refsnn.errors import UserError
 from refsnn.models import build, complete, initial_weight, neuron_of
 from refsnn.ops.neuron import NEURONS

@@ -401,7 +401,7 @@ def test_runs_that_must_not_be_averaged(tmp_path):
     other = make_run(tmp_path / "other", "seed=1", "optim.lr=0.5", "rewire.scope=neuron")
     assert "have the same configuration and seed" in error_of(one, same, out=tmp_path / "out")
     message = error_of(one, other, out=tmp_path / "out")
-    assert "optim.lr = 0.002 against 0.5" in message
+    assert "optim.lr = 0.016 against 0.5" in message
     assert "rewire.scope" in message
     assert "seed = 0" not in message
     older = make_run(tmp_path / "older", "seed=2")

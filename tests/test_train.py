@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import Watcher, data_of, tiny, train_tiny
 
+from conftest import Watcher, data_of, tiny, train_tiny
 from refsnn import twin
 from refsnn.errors import UserError
 from refsnn.rewire import GROW
