@@ -8,6 +8,7 @@ question that the paper leaves open. How configurations are read, merged and wri
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -18,9 +19,13 @@ ANY = "(-inf, inf)"
 ORDER_GAP = 1e-3  # q - p may not be less than this share of q, see refsnn/pq.py
 
 
-def key(default: Value, within: str, text: str) -> Any:
-    """A field with its default, its interval (of numbers; "" elsewhere) and the sentence that explains it."""
-    return field(default=default, metadata={"within": within, "help": text})
+def key(default: Value, within: str, text: str, registry: str = "") -> Any:
+    """A field with its default, its interval (of numbers; "" elsewhere) and the sentence that explains it.
+
+    registry: "module:DICT", where the words that the key may hold are the entries of a dictionary of the package; they
+    are looked up when a value is checked, so that a new entry is written in one place.
+    """
+    return field(default=default, metadata={"within": within, "help": text, "registry": registry})
 
 
 # ---------------------------------------------------------------------------------------------------------- the keys
@@ -28,7 +33,10 @@ def key(default: Value, within: str, text: str) -> Any:
 class DataConfig:
     """[data]: the samples, and which of them are kept for testing."""
 
-    name: Literal["digits", "npz"] = key("digits", "", "Data set: the embedded UCI digits, or arrays in your own file.")
+    name: str = key(
+        "digits", "", "Data set: the embedded UCI digits, or arrays in your own file.",
+        registry="datasets:DATASETS",
+    )
     path: str = key("", "", 'File with arrays x, y (and x_test, y_test); for name = "npz" only.')
     test_share: float = key(0.2, "(0, 1)", "Share of samples drawn for testing where a file has no x_test, y_test.")
     validation: float = key(
@@ -40,8 +48,9 @@ class DataConfig:
 class EncodeConfig:
     """[encode]: from a sample to the input at every time step."""
 
-    kind: Literal["direct", "frames"] = key(
-        "direct", "", "direct: the static image at every step (choice; as TET); frames: the data has a time axis."
+    kind: str = key(
+        "direct", "", "direct: the static image at every step (choice; as TET); frames: the data has a time axis.",
+        registry="encode:ENCODERS",
     )
     steps: int = key(4, "[1, inf)", "T, time steps per sample; paper: 2 on CIFAR, 10 on DVS-CIFAR10 (Table 1).")
 
@@ -50,7 +59,10 @@ class EncodeConfig:
 class ModelConfig:
     """[model]: the layers of the network."""
 
-    name: Literal["conv2fc2"] = key("conv2fc2", "", "Network: two pooled 3x3 convolutions, two linear layers.")
+    name: str = key(
+        "conv2fc2", "", "Network: two pooled 3x3 convolutions, two linear layers.",
+        registry="models:MODELS",
+    )
     channels: tuple[int, ...] = key((32, 64), "[1, inf)", "Filters of each convolution, in order.")
     hidden: int = key(128, "[1, inf)", "Spiking neurons of the first linear layer.")
     pool: Literal["average", "max"] = key("average", "", "Pooling after each convolution's spikes.")
@@ -61,19 +73,10 @@ class ModelConfig:
 class NeuronConfig:
     """[neuron]: a key left out takes its preset's number (NEURONS in ops/neuron.py), or the surrogate's own alpha."""
 
-    preset: Literal[
-        "paper",
-        "if",
-        "spikingjelly",
-        "spikingjelly_full_input",
-        "spikingjelly_if",
-        "spikingjelly_soft",
-        "snntorch",
-        "snntorch_zero",
-        "norse",
-        "norse_subtract",
-        "nir",
-    ] = key("paper", "", "Named set of the neuron's numbers: paper (eqs. 5-7), or what a framework's neuron computes.")
+    preset: str = key(
+        "paper", "", "Named set of the neuron's numbers: paper (eqs. 5-7), or what a framework's neuron computes.",
+        registry="ops.neuron:NEURONS",
+    )
     decay: float | None = key(None, "[0, 1]", "Share of the membrane kept from step to step; paper's tau: 0.5.")
     gain: float | None = key(None, "(0, inf)", "Factor on the input; paper: 1, the input is not scaled by 1 - decay.")
     bias: float | None = key(None, ANY, "Constant added to the membrane at every step; paper: none.")
@@ -91,9 +94,10 @@ class NeuronConfig:
     form: Literal["affine", "spikingjelly", "spikingjelly_full_input", "norse", "snntorch"] | None = key(
         None, "", "Order of the floating-point operations in the charge; decides rounding and ties only."
     )
-    surrogate: Literal[
-        "triangle", "rectangle", "arctan", "sigmoid", "fast_sigmoid", "piecewise_exponential", "erf"
-    ] = key("triangle", "", "Stand-in for the derivative of the spike; triangle (choice; as TET).")
+    surrogate: str = key(
+        "triangle", "", "Stand-in for the derivative of the spike; triangle (choice; as TET).",
+        registry="ops.surrogate:SURROGATES",
+    )
     alpha: float | None = key(None, "(0, inf)", "Width or slope of the surrogate, in its own formula; triangle: 1.")
 
 
@@ -126,7 +130,10 @@ class RewireConfig:
     preset: Literal["figures", "literal", "partial", "sap"] = key(
         "figures", "", "Reading of Algorithm 1: sets regrow_share, inner_every, rewind (sap also density, fresh)."
     )
-    ratio: Literal["pq", "none"] = key("pq", "", "Rewiring ratio: from the PQ index (paper eqs. 2-4), or no rewiring.")
+    ratio: str = key(
+        "pq", "", "Rewiring ratio: from the PQ index (paper eqs. 2-4), or no rewiring.",
+        registry="rewire:RATIOS",
+    )
     scope: Literal["layer", "neuron", "global"] = key(
         "layer", "", "Unit with its own index and ratio: a layer, a neuron (conv filter, output unit), or all weights."
     )
@@ -145,9 +152,13 @@ class RewireConfig:
         1, "[0, inf)", "Epochs between rewires at constant density inside an iteration; 0: none (choice k)."
     )
     rewind: bool = key(False, "", "Whether each iteration starts from the initial weights again (choice d; as SAP).")
-    prune: Literal["magnitude"] = key("magnitude", "", "Score whose smallest connections are removed; paper: |w|.")
-    grow: Literal["momentum", "adam", "gradient", "random"] = key(
-        "momentum", "", "Score whose largest free places regrow; paper: momentum of the dense gradient (choice f)."
+    prune: str = key(
+        "magnitude", "", "Score whose smallest connections are removed; paper: |w|.",
+        registry="rewire:PRUNE",
+    )
+    grow: str = key(
+        "momentum", "", "Score whose largest free places regrow; paper: momentum of the dense gradient (choice f).",
+        registry="rewire:GROW",
     )
     grow_beta: float = key(0.9, "[0, 1)", "Decay of the momentum kept for growth (choice f).")
     grow_window: int = key(
@@ -166,8 +177,9 @@ class TrainConfig:
     iterations: int = key(10, "[1, inf)", "Cycles of Stage I and II, the last without Stage II; paper's figures: 10.")
     epochs: int = key(4, "[1, inf)", "Epochs of Stage I in each iteration (choice k).")
     batch: int = key(32, "[1, inf)", "Samples per optimiser step.")
-    loss: Literal["tet", "cross_entropy_mean", "mse_rate"] = key(
-        "tet", "", "tet: mean over steps of the cross entropy (paper eq. 8); or that of the mean; or squared error."
+    loss: str = key(
+        "tet", "", "tet: mean over steps of the cross entropy (paper eq. 8); or that of the mean; or squared error.",
+        registry="ops.loss:LOSSES",
     )
     max_steps: int = key(0, "[0, inf)", "Stop after this many optimiser steps in all; 0: no limit.")
     clip: float = key(0.0, "[0, inf)", "Largest global norm of the gradient, scaled down beyond it; 0: off (choice m).")
@@ -237,15 +249,24 @@ class Key:
     """One key: its name ("optim.lr"), type, default, interval and explanation."""
 
     name: str
-    kind: Any
+    declared: Any
     default: Value
     within: str
     help: str
+    registry: str
+
+    @property
+    def kind(self) -> Any:
+        """The type that a value must have; for words of a registry a Literal of its entries."""
+        if not self.registry:
+            return self.declared
+        module, entries = self.registry.split(":")
+        return Literal[tuple(getattr(import_module(f"refsnn.{module}"), entries))]
 
     @property
     def takes_float(self) -> bool:
         """Whether integers written for this key mean floats."""
-        return float in (self.kind, *get_args(self.kind))
+        return float in (self.declared, *get_args(self.declared))
 
 
 def _keys() -> tuple[dict[str, type], dict[str, Key]]:
@@ -262,7 +283,7 @@ def _keys() -> tuple[dict[str, type], dict[str, Key]]:
             else:
                 name, about = prefix + one.name, one.metadata
                 default: Any = one.default
-                keys[name] = Key(name, kinds[one.name], default, about["within"], about["help"])
+                keys[name] = Key(name, kinds[one.name], default, about["within"], about["help"], about["registry"])
 
     collect(Config, "")
     return sections, keys

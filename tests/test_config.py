@@ -95,7 +95,7 @@ def test_the_bundled_configurations_are_what_they_are_called() -> None:
     assert config.differences(layer, neuron) == ['rewire.scope = "layer" against "neuron"']
     assert (layer.model.channels, layer.model.hidden, layer.encode.steps) == ((32, 64), 128, 4)
     assert (layer.train.iterations, layer.train.epochs, layer.train.batch) == (10, 4, 32)
-    assert (layer.optim.kind, layer.optim.lr, layer.rewire.preset) == ("adam", 2e-3, "figures")
+    assert (layer.optim.kind, layer.optim.lr, layer.rewire.preset) == ("adam", 0.016, "figures")
     for name in config.names():  # "sap" starts dense: no bundled file may pin the density
         assert config.load(name, ["rewire.preset=sap"]).structure.density == 1.0
 

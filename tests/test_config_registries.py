@@ -4,13 +4,15 @@ from typing import get_args
 
 import pytest
 
-from refsnn import pq, schema
+from conftest import train_tiny
+from refsnn import config, pq, schema
 from refsnn.datasets import DATASETS
 from refsnn.encode import ENCODERS
+from refsnn.errors import UserError
 from refsnn.models import MODELS
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import NEURONS, Neuron
-from refsnn.ops.surrogate import SURROGATES
+from refsnn.ops.surrogate import SURROGATES, Surrogate
 from refsnn.rewire import GROW, PRUNE, RATIOS, Shortfall
 from refsnn.topology import SPREADS, Draw, Scope
 
@@ -45,6 +47,16 @@ def options(name: str) -> set[str]:
 )
 def test_options_are_the_registry(name: str, registry: object) -> None:
     assert options(name) == set(registry)  # type: ignore[call-overload]
+
+
+def test_a_new_surrogate_is_written_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    gauss = Surrogate("gauss", SURROGATES["erf"].primitive, SURROGATES["erf"].derivative, 1.0, lambda _: ())
+    monkeypatch.setitem(SURROGATES, "gauss", gauss)
+    state = train_tiny("neuron.surrogate=gauss", "train.max_steps=2")
+    assert state.network.layers[2].surrogate == "gauss"
+    assert state.network.layers[2].alpha == 1.0
+    with pytest.raises(UserError, match='"gauss"'):
+        config.load("tiny", ["neuron.surrogate=gaus"])
 
 
 def test_every_number_of_a_neuron_is_a_key_left_to_the_preset() -> None:

@@ -1,6 +1,6 @@
 """Data sets by name.
 
-Adding one: write a loader that returns a `Dataset`, enter it in `DATASETS`, add its name to data.name in schema.py.
+Adding one: write a loader that returns a `Dataset` and enter it in `DATASETS`.
 """
 
 from collections.abc import Callable
