@@ -7,9 +7,7 @@ finishes the step under way, saves, and says how to go on; exit status 130.
 import argparse
 import os
 import shlex
-import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from refsnn.errors import UserError
+from refsnn.progress import Progress, announcing, tell
 
 if TYPE_CHECKING:
     from refsnn.datasets import Dataset
@@ -68,22 +67,6 @@ def _short_warnings() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _announcing(tell: Callable[[str], None] | None) -> Iterator[None]:
-    """Have `tell` called before kernels are compiled, which takes a while."""
-    from refsnn import twin
-
-    twin.announce_compilation(tell)
-    try:
-        yield
-    finally:
-        twin.announce_compilation(None)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _print(lines: Iterable[str]) -> None:
     for line in lines:
         print(line)
@@ -107,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show a traceback where an error is one line otherwise")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_train, _add_evaluate, _add_show, _add_step, _add_measure, _add_plot):
+    for add in (_add_train, _add_evaluate, _add_show, _add_step, _add_trace, _add_compare, _add_measure, _add_plot):
         add(commands)
     return parser
 
@@ -213,83 +196,6 @@ def _free_folder(name: str, seed: int) -> Path:
     return folder
 
 
-class Progress:
-    """Watches a training (train.Watcher): a bar on a terminal, else a line an epoch; saves; stops on a signal."""
-
-    def __init__(self, folder: Path, state: "State", batches: int, quiet: bool) -> None:
-        keys = state.config.train
-        steps = keys.iterations * keys.epochs * batches
-        self.folder, self.quiet, self.stop = folder, quiet, False
-        self.total = min(steps, keys.max_steps) if keys.max_steps else steps
-        self.done = state.step
-        self.compiling: float | None = None
-        self.bar: Any = None
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Show progress and listen to signals: the first asks to stop after the step under way, the second aborts."""
-        if sys.stderr.isatty() and not self.quiet:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True)
-        listened = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with _announcing(None if self.quiet else self._compilation):
-                yield
-        finally:
-            for number, before in listened.items():
-                signal.signal(number, before)
-            if self.bar is not None:
-                self.bar.close()
-
-    def _on_signal(self, *_: Any) -> None:
-        if self.stop:
-            raise KeyboardInterrupt
-        self.stop = True
-        os.write(2, b"\nrefsnn: finishing the step under way, then saving; again to abort\n")  # print cannot be nested
-
-    def _compilation(self, text: str) -> None:
-        self.compiling = time.perf_counter()
-        self._say(text)
-
-    def _say(self, text: str) -> None:
-        """A line on stderr, above the bar."""
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        else:
-            _tell(text)
-
-    def on_step(self, state: "State") -> None:
-        """Move the bar."""
-        if self.compiling is not None:
-            self._say(f"compiled, first step done, after {time.perf_counter() - self.compiling:.1f} s")
-            self.compiling = None
-        if self.bar is not None:
-            seen, density = max(state.seen, 1), state.network.density
-            self.bar.set_postfix_str(f"iteration {state.iteration + 1}, loss {state.loss_sum / seen:.3f}, "
-                                     f"accuracy {state.correct / seen:.3f}, density {density:.3f}", refresh=False)
-            self.bar.update(1)
-
-    def on_epoch(self, state: "State") -> None:
-        """Print the epoch's line where there is no bar."""
-        if self.quiet or self.bar is not None:
-            return
-        row = state.metrics[-1]
-        print(f"iteration {row['iteration']:2d}  epoch {row['epoch']:3d}  loss {row['train_loss']:.4f}  train "
-              f"{100 * row['train_accuracy']:6.2f} %  {row['evaluated_on']} {100 * row['test_accuracy']:6.2f} %  "
-              f"density {row['param_density']:.4f}  {row['seconds']:.1f} s", flush=True)
-
-    def save(self, state: "State") -> None:
-        """Write checkpoint and tables."""
-        from refsnn import runs
-
-        runs.save(self.folder, state)
-
-    def should_stop(self) -> bool:
-        """Whether a signal came."""
-        return self.stop
-
-
 # ------------------------------------------------------------------------------------------------ evaluate, show, step
 
 
@@ -307,7 +213,7 @@ def evaluate(args: argparse.Namespace) -> int:
     config = runs.load_config(args.run)
     data = _load_data(config)
     state = runs.restore(args.run, config, data)
-    with _announcing(_tell):
+    with announcing(tell):
         result = run_network(state.network, config, data.x_test, data.y_test)
     _print([f"run {args.run}: {_done(state)}", *show.evaluation(state, result)])
     return 0
@@ -361,10 +267,59 @@ def step(args: argparse.Namespace) -> int:
     if args.rows < 1:
         raise UserError(f"--rows {args.rows}: must be at least 1")
     config = configuration.load(args.config, args.overrides)
-    with _announcing(_tell):
+    with announcing(tell):
         for line in walk.walk(config, _load_data(config), args.layer, args.rows):
             print(line, flush=True)
     return 0
+
+
+# ------------------------------------------------------------------------------------------------------ trace, compare
+
+
+def _add_trace(commands: Any) -> None:
+    parser = _command(commands, "trace", trace, "record every intermediate of the first training steps in a file",
+                      "refsnn trace tiny --steps 2 --set dtype=float64 --out golden.h5")
+    _add_configuration(parser)
+    parser.add_argument("--steps", type=int, required=True, metavar="N", help="optimiser steps, rewires included")
+    parser.add_argument("--out", type=Path, required=True, metavar="T.h5", help="the file, in HDF5")
+    parser.add_argument("--only", action="append", default=[], metavar="PATTERN",
+                        help="keep records of these names only, such as 'forward/lif*/s'; may be repeated")
+    parser.add_argument("--print", action="store_true", dest="lines", help="a line for every record")
+
+
+def trace(args: argparse.Namespace) -> int:
+    """Record training steps."""
+    from refsnn import config as configuration
+    from refsnn import tracing
+
+    config = configuration.load(args.config, args.overrides)
+    with announcing(tell):
+        show_line = print if args.lines else None
+        count = tracing.trace(config, _load_data(config), args.steps, args.out, args.only, show_line)
+    print(f"{args.out}: {count:,} records of {args.steps} step{'s' * (args.steps != 1)}; {config.dtype}")
+    return 0
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _command(commands, "compare", compare,
+                      "find where another implementation's trace first differs, and what explains it",
+                      "refsnn compare golden.h5 other.h5\n\nexit status: 0 they agree, 1 they differ, 2 bad input")
+    parser.add_argument("golden", type=Path, metavar="GOLDEN", help="a trace of refsnn")
+    parser.add_argument("other", type=Path, metavar="OTHER", help="the other implementation's")
+    parser.add_argument("--forced", action="store_true",
+                        help="every operation was given the golden inputs: each record gets its own verdict")
+    parser.add_argument("--rtol", type=float, metavar="X", help="relative tolerance instead of the dtype's")
+    parser.add_argument("--atol", type=float, metavar="X", help="absolute tolerance instead of the dtype's")
+    parser.add_argument("--json", action="store_true", help="a report for machines")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare two traces."""
+    from refsnn.compare import compare as compare_files
+
+    report = compare_files(args.golden, args.other, forced=args.forced, rtol=args.rtol, atol=args.atol)
+    _print([report.json()] if args.json else report.lines())
+    return report.exit_code
 
 
 # ------------------------------------------------------------------------------------------------------ measure, plot

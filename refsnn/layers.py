@@ -32,9 +32,12 @@ Gradients = dict[str, Array]
 
 
 class Records(Protocol):
-    """What a layer asks of a recorder; `trace.Recorder` and `trace.NO_RECORD` fulfil it."""
+    """What layers and steps ask of a recorder; `trace.Recorder` and `trace.NO_RECORD` fulfil it."""
 
     active: bool
+
+    def begin_step(self, step: int) -> None:
+        """What follows belongs to this optimiser step."""
 
     def samples(self, name: str, value: Array, kind: str = "real") -> None:
         """Record an activation (..., T, B)."""
@@ -376,7 +379,8 @@ class Dropout:
         kept = rng(f"dropout/{self.name}").random((*x.shape[:-2], 1, x.shape[-1])) >= self.p
         scale = (kept / (1 - self.p)).astype(x.dtype)
         y = x * scale
-        rec.samples(f"forward/{self.name}/scale", scale, "rng")
+        rec.samples(f"rng/dropout/{self.name}", kept, "rng")
+        rec.samples(f"forward/{self.name}/scale", scale)
         rec.samples(f"forward/{self.name}/y", y)
         return y, scale
 

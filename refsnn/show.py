@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refsnn import config as configurations
-from refsnn import runs, schema, trace
+from refsnn import runs, safe_read, schema
 from refsnn.datasets import Dataset
 from refsnn.errors import UserError
 from refsnn.evaluate import Evaluation, synapses
@@ -56,8 +56,9 @@ def statistics(value: Array) -> list[str]:
     if value.size == 0:
         return [""] * 4
     numbers = value.astype(np.float64)
-    return [*(f"{x:.4g}" for x in (numbers.min(), numbers.mean(), numbers.max())),
-            f"{np.count_nonzero(value) / value.size:.3f}"]
+    with np.errstate(all="ignore"):         # numbers may be infinite, and their mean NaN
+        found = numbers.min(), numbers.mean(), numbers.max()
+    return [*(f"{x:.4g}" for x in found), f"{np.count_nonzero(value) / value.size:.3f}"]
 
 
 def bytes_text(size: float) -> str:
@@ -207,7 +208,7 @@ def iterations(metrics: Sequence[Row], structure: Sequence[Row]) -> list[str]:
 def run(folder: Path) -> list[str]:
     """A run: how far it is, a table of its iterations, its files."""
     config = runs.load_config(folder)
-    found, attributes = trace.read(folder / "checkpoint.h5")
+    found, attributes = safe_read.read(folder / "checkpoint.h5")
     if attributes.get("kind") != "checkpoint":
         raise UserError(f"{folder / 'checkpoint.h5'}: is a trace, not a checkpoint; give it to refsnn show as a file")
     files = [[name, f"{(folder / name).stat().st_size:,}"] for name in FILES if (folder / name).exists()]
@@ -230,7 +231,8 @@ def checkpoint(found: dict[str, Record], attributes: dict[str, Any]) -> list[str
         tables = json.loads(found["tables"].value.tobytes())
         active = {name.split("/")[1].removesuffix(".weight"): record.value.size
                   for name, record in found.items() if name.startswith("weights/") and name.endswith("/data")}
-    except (KeyError, ValueError, TypeError) as error:
+        rows = iterations(tables["metrics"], tables["structure"])
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"checkpoint: damaged or incomplete ({error}); the tables beside it are plain text") from error
     total = config.train.iterations * config.train.epochs
     done = counters["iteration"] * config.train.epochs + counters["epoch"]
@@ -240,7 +242,7 @@ def checkpoint(found: dict[str, Record], attributes: dict[str, Any]) -> list[str
             f", {counters['batch']} batches into it" if counters["batch"] else ""),
         "active    " + f"{sum(active.values()):,} weights: " + ", ".join(f"{name} {n:,}" for name, n in active.items()),
         "",
-        *iterations(tables["metrics"], tables["structure"]),
+        *rows,
     ]
 
 
@@ -309,23 +311,35 @@ def measured(rows: Sequence[Row], scope: str, every_unit: bool) -> list[str]:
 
 
 def records(path: Path) -> list[str]:
-    """A file of records: its attributes, for a checkpoint how far it is, and every record."""
-    found, attributes = trace.read(path)
+    """Anyone's file of records: attributes, for a checkpoint how far it is, every record, and which are not finite."""
+    found, attributes = safe_read.read(path)
     lines = [f"{path}: {attributes['format']}, {len(found)} records, {bytes_text(path.stat().st_size)}"]
     for name, value in attributes.items():
         if name not in ("config", "format"):
-            text = ", ".join(f"{k} {v}" for k, v in json.loads(value).items()) if name == "versions" else str(value)
-            lines.append(f"{name:<14}{text}")
-    if attributes.get("kind") == "checkpoint":
+            lines.append(f"{name:<14}{_attribute(value)}")
+    if is_checkpoint := attributes.get("kind") == "checkpoint":
         lines += ["", *checkpoint(found, attributes)]
-    rows = [[name, shape_text(r.value.shape), str(r.value.dtype), r.kind, *statistics(_numbers(r))]
-            for name, r in found.items()]
+    rows = [[name, shape_text(r.value.shape), str(r.value.dtype), r.kind,
+             *statistics(_numbers(r) if is_checkpoint else r.value)] for name, r in found.items()]
     head = ["record", "shape", "type", "kind", "min", "mean", "max", "non-zero"]
-    return [*lines, "", *table(head, rows, left=(0, 1, 2, 3))]
+    lines += ["", *table(head, rows, left=(0, 1, 2, 3))]
+    if bad := [name for name, record in found.items() if not np.isfinite(record.value).all()]:
+        lines += ["", f"records with NaN or infinite numbers: {len(bad)}, first {bad[0]}"]
+    return lines
+
+
+def _attribute(value: Any) -> str:
+    """An attribute of a file in one line; a JSON object, such as the versions, as a list."""
+    try:
+        listed = json.loads(value)
+        text = ", ".join(f"{k} {v}" for k, v in listed.items())
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        text = str(value)
+    return textwrap.shorten(text, 200, placeholder=" ...")
 
 
 def _numbers(record: Record) -> Array:
-    """The numbers of a record that mean something: a packed mask bit by bit, and of the tables' text none."""
+    """The numbers of a checkpoint's record: a packed mask bit by bit, and of the tables' text none."""
     if record.name == "tables":
         return np.zeros(0)
     packed = record.kind == "mask" and record.value.dtype == np.uint8

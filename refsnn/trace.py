@@ -10,11 +10,15 @@ A file of records has the attribute `format = "refsnn-trace/1"` and one dataset 
 (execution order) and `kind`. Files are written whole or not at all. A checkpoint is a trace of one moment.
 """
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -46,6 +50,10 @@ class Recorder:
         self.records: list[Record] = []
         self.prefix = ""
 
+    def begin_step(self, step: int) -> None:
+        """Put the number of an optimiser step before every name from now on."""
+        self.prefix = f"step_{step:04d}/"
+
     def samples(self, name: str, value: Array, kind: str = "real") -> None:
         """Record an activation (..., T, B) as (T, B, ...)."""
         self.value(name, np.moveaxis(value, (-2, -1), (0, 1)), kind)
@@ -54,13 +62,20 @@ class Recorder:
         """Record an array or number as it is; the recorder keeps a copy."""
         if kind not in KINDS:
             raise ValueError(f"record {name}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        self.records.append(Record(self.prefix + name, kind, np.array(value)))
+        self.keep(Record(self.prefix + name, kind, np.asarray(value)))
+
+    def keep(self, record: Record) -> None:
+        """Keep a copy of a record."""
+        self.records.append(Record(record.name, record.kind, record.value.copy()))
 
 
 class _NoRecord:
     """Records nothing."""
 
     active = False
+
+    def begin_step(self, step: int) -> None:
+        """Do nothing."""
 
     def samples(self, name: str, value: Array, kind: str = "real") -> None:
         """Do nothing."""
@@ -72,26 +87,117 @@ class _NoRecord:
 NO_RECORD = _NoRecord()
 
 
+class FileRecorder(Recorder):
+    """Writes each record to an HDF5 file as it comes, so that memory does not grow with the steps.
+
+        with FileRecorder(path, attributes, only=("forward/conv1/*",)) as rec: ...
+
+    | Parameter  | Default | Meaning                                                                        |
+    |------------|---------|--------------------------------------------------------------------------------|
+    | attributes |         | of the file, besides `format`                                                  |
+    | only       | ()      | patterns of the names to keep, matched with and without their step; (): all.   |
+    |            |         | `*` stands for anything, slashes too, `?` for one character, [ab] for a or b   |
+    | look       | None    | is called with each record that was kept                                       |
+
+    The file appears at `path` when the block ends, whole; where the block raises, or the process dies, whatever was
+    at `path` before stays as it was. Raises UserError where the file cannot be written, and at the end of the block
+    where a pattern matched no record.
+    """
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any], only: Sequence[str] = (),
+                 look: Callable[[Record], None] | None = None) -> None:
+        super().__init__()
+        self.only, self.look = tuple(only), look
+        self.matched: set[str] = set()
+        self.seen: set[str] = set()         # names without their step: few, however long the run
+        self.file = _PartialFile(path, attributes)
+
+    @property
+    def count(self) -> int:
+        """Records written so far."""
+        return self.file.count
+
+    def keep(self, record: Record) -> None:
+        """Write the record if it is asked for."""
+        name = record.name.removeprefix(self.prefix)
+        self.seen.add(name)
+        matching = {pattern for pattern in self.only if fnmatchcase(record.name, pattern) or fnmatchcase(name, pattern)}
+        self.matched |= matching
+        if matching or not self.only:
+            self.file.put(record)
+            if self.look is not None:
+                self.look(record)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        idle = [pattern for pattern in self.only if pattern not in self.matched]
+        if kind is not None or idle:
+            self.file.discard()
+        if kind is not None:
+            return
+        if idle:
+            nearest = get_close_matches(idle[0].rpartition("*/")[2], sorted(self.seen), n=3, cutoff=0.0)
+            raise UserError(f"--only {idle[0]}: no record has such a name; nearest: {', '.join(nearest)}")
+        self.file.finish()
+
+
+class _PartialFile:
+    """A file of records under construction beside its place."""
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; --out must name a file")
+        self.path, self.partial = path, path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self.count = 0
+        with self._explained():
+            self.file = h5py.File(str(self.partial), "w")
+            self.file.attrs["format"] = FORMAT
+            for key, value in attributes.items():
+                self.file.attrs[key] = value
+
+    def put(self, record: Record) -> None:
+        """Append a record."""
+        with self._explained():
+            dataset = self.file.create_dataset(record.name, data=record.value, track_times=False)
+            dataset.attrs["seq"], dataset.attrs["kind"] = self.count, record.kind
+            self.count += 1
+
+    def finish(self) -> None:
+        """Put the file in its place."""
+        with self._explained():
+            self.file.close()
+            replace_durably(self.partial, self.path)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        with suppress(OSError, RuntimeError):
+            self.file.close()
+        self.partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What HDF5 and the disk complain of, as a line; nothing of the file is left then."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:        # h5py raises either where the disk is full
+            if hasattr(self, "file"):
+                self.discard()
+            self.partial.unlink(missing_ok=True)
+            why = f"cannot be written ({_reason(error)}); free space or choose another --out"
+            raise UserError(f"{self.path}: {why}") from error
+
+
 def write(path: Path, records: list[Record], attributes: Mapping[str, Any]) -> None:
     """Write records and file attributes to an HDF5 file, whole or not at all.
 
     The file is built beside its final place, flushed to the disk and renamed over it, so that at any moment `path`
     is either the old file or the new one. Raises UserError where it cannot be written; the old file is then intact.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with h5py.File(str(partial), "w") as file:
-            file.attrs["format"] = FORMAT
-            for key, value in attributes.items():
-                file.attrs[key] = value
-            for seq, record in enumerate(records):
-                dataset = file.create_dataset(record.name, data=record.value, track_times=False)
-                dataset.attrs["seq"], dataset.attrs["kind"] = seq, record.kind
-        replace_durably(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({_reason(error)}); free space or choose another --out") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with FileRecorder(path, attributes) as rec:
+        for record in records:
+            rec.keep(record)
 
 
 def replace_durably(partial: Path, path: Path) -> None:
@@ -104,17 +210,20 @@ def replace_durably(partial: Path, path: Path) -> None:
 def read(path: Path) -> tuple[dict[str, Record], dict[str, Any]]:
     """Read a file of records: the records by name in execution order, and the file's attributes.
 
-    Raises UserError for a file that is missing, damaged, of another format, or that claims more than it can hold.
+    For files of one's own. HDF5 may spin or crash on a file that is damaged or made to harm: read what comes from
+    elsewhere with `safe_read.read`. Raises UserError for a file that is missing, damaged, of another format, or that
+    claims more than it can hold.
     """
     try:
         with h5py.File(str(path), "r") as file:
-            attributes = dict(file.attrs)
-            if attributes.get("format") != FORMAT:
+            attributes = {name: text_of(value) for name, value in file.attrs.items()}
+            if str(attributes.get("format")) != FORMAT:
                 raise UserError(f"{path}: is no {FORMAT} file; give a file written by refsnn")
-            found: list[tuple[int, Record]] = []
-            _check_size(path, file)
-            for name, dataset in _datasets(file):
-                found.append(_record(name, dataset))
+            datasets = _datasets(file)
+            claimed = sum(claimed_bytes(dataset) for _, dataset in datasets)
+            if claimed > MAX_BYTES:
+                raise UserError(f"{path}: claims {claimed:,} bytes of records, more than the limit of {MAX_BYTES:,}")
+            found = [_record(name, dataset) for name, dataset in datasets]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -122,10 +231,14 @@ def read(path: Path) -> tuple[dict[str, Record], dict[str, Any]]:
     return {record.name: record for _, record in sorted(found, key=lambda pair: pair[0])}, attributes
 
 
-def _check_size(path: Path, file: h5py.File) -> None:
-    claimed = sum(dataset.size * dataset.dtype.itemsize for _, dataset in _datasets(file))
-    if claimed > MAX_BYTES:
-        raise UserError(f"{path}: claims {claimed:,} bytes of records, more than the limit of {MAX_BYTES:,}")
+def text_of(value: Any) -> Any:
+    """An attribute's value; text of fixed length, which h5py hands out as bytes, as text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def claimed_bytes(dataset: h5py.Dataset) -> int:
+    """What a dataset claims to hold, an axis of length 0 counted as 1."""
+    return math.prod(max(1, n) for n in dataset.shape) * dataset.dtype.itemsize
 
 
 def _datasets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
@@ -138,7 +251,8 @@ def _datasets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
 def _record(name: str, dataset: h5py.Dataset) -> tuple[int, Record]:
     if dataset.dtype.kind not in "fiub":
         raise ValueError(f"record {name} holds {dataset.dtype}, not numbers")
-    return int(np.asarray(dataset.attrs["seq"])), Record(name, str(dataset.attrs["kind"]), np.asarray(dataset[()]))
+    seq, kind = (text_of(dataset.attrs[attribute]) for attribute in ("seq", "kind"))
+    return int(np.asarray(seq)), Record(name, str(kind), np.asarray(dataset[()]))
 
 
 def _reason(error: BaseException) -> str:

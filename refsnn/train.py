@@ -27,6 +27,7 @@ from refsnn.models import Network, build, complete
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.sparse import SparseWeight
 from refsnn.optim import Optimizer, clip_gradients, learning_rate
+from refsnn.recording import record_before, record_growth, record_measurement, record_rewiring, record_update
 from refsnn.rewire import (
     GROW,
     PRUNE,
@@ -138,7 +139,7 @@ def train(state: State, data: Dataset, watcher: Watcher, rec: Records = NO_RECOR
             state.measurement = measure(state, rec)         # Stage I ends: PQ index, bound, count of every unit
             prune, grow = end_counts(state.measurement, keys.regrow_share)
             if state.is_last_iteration:
-                stage_two(state, "last", 0 * prune, 0 * grow, rec)      # measured only: no prune follows the last
+                stage_two(state, "last", 0 * prune, 0 * grow)   # measured only: no prune follows the last
             else:
                 stage_two(state, "end", prune, grow, rec)   # Stage II: prune `count`, regrow the share kappa of it
         elif state.iteration > 0 and keys.inner_every and (state.epoch + 1) % keys.inner_every == 0:
@@ -158,6 +159,8 @@ def stage_one(state: State, data: Dataset, watcher: Watcher, rec: Records = NO_R
     stopped = False
     while state.batch < len(batches) and not state.finished and not stopped:
         chosen = batches[state.batch]
+        rec.begin_step(state.step)
+        rec.value("rng/order", chosen, "index")
         with np.errstate(over="ignore", invalid="ignore"):      # train_step itself refuses what is not finite
             loss, correct = train_step(state, data.x_train[chosen], data.y_train[chosen], len(batches), rec)
         state.batch += 1
@@ -180,6 +183,7 @@ def train_step(
     """
     config, network = state.config, state.network
     draw = partial(_draw, config.seed, state.step)
+    record_before(rec, state, x, labels)
     encoded = ENCODERS[config.encode.kind](x, config.encode.steps, config.dtype)
     rec.samples("encode/spikes", encoded)
     logits, caches = network.forward(encoded, True, draw, rec)
@@ -191,23 +195,14 @@ def train_step(
         raise UserError(explain_non_finite(state, encoded, labels))
     if config.train.clip > 0:
         clip_gradients(gradients, list(network.parameters), config.train.clip)
-    state.optimizer.step(network.parameters, gradients, step_size(state, steps_per_epoch))
-    record_update(state, rec)
+    lr = step_size(state, steps_per_epoch)
+    state.optimizer.step(network.parameters, gradients, lr)
+    record_update(rec, state, lr, gradients)
     network.commit(caches)
     remember_gradients(state, gradients)
+    record_growth(rec, state)
     state.step += 1
     return loss, metrics.accuracy(logits, labels)
-
-
-def record_update(state: State, rec: Records) -> None:
-    """Record the optimiser's moments and the parameters after its step; weights are dense, 0 where inactive."""
-    if not rec.active:
-        return
-    weights = state.network.weights
-    for name, parameter in state.network.parameters.items():
-        for part, moment in (state.optimizer.state[name] | {"after": parameter}).items():
-            dense = weights[name].scatter(moment) if name in weights else moment
-            rec.value(f"optim/{name}/{part}", dense, "count" if part == "steps" else "real")
 
 
 def _draw(seed: int, step: int, name: str) -> np.random.Generator:
@@ -237,8 +232,7 @@ def measure(state: State, rec: Records = NO_RECORD) -> pq.Measurement:
     data = np.concatenate([w.data for w in state.network.weights.values()])
     found = RATIOS[keys.ratio](pq.measure(data, unit, units, p=keys.p, q=keys.q, eta=keys.eta, gamma=keys.gamma,
                                           beta=keys.beta, rounding=keys.rounding))
-    for name in ("d", "norm_p", "norm_q", "index", "bound", "count", "ratio"):
-        rec.value(f"stage1/{name}", getattr(found, name), "count" if name in ("d", "count") else "real")
+    record_measurement(rec, found)
     return found
 
 
@@ -249,6 +243,8 @@ def stage_two(state: State, phase: str, prune_counts: Array, grow_counts: Array,
     """Prune and regrow these numbers of connections per unit; give weights and optimiser state their new structure."""
     keys, network = state.config.rewire, state.network
     before = network.weights
+    rec.value("stage2/prune_count", prune_counts, "count")
+    rec.value("stage2/grow_count", grow_counts, "count")
     prune_scores = [PRUNE[keys.prune](w.data) for w in before.values()]
     grow_scores = growth_scores(state) if np.any(grow_counts) else None
     result = rewire(structures(network), prune_scores, grow_scores, prune_counts, grow_counts, keys.scope,
@@ -261,7 +257,7 @@ def stage_two(state: State, phase: str, prune_counts: Array, grow_counts: Array,
         state.optimizer.rewire(name, origin)                            # and its moments
         state.ever_active[name] |= network.weights[name].mask()
         grow_score = None if grow_scores is None else grow_scores[k]
-        record_rewiring(rec, name, old, network.weights[name], origin, prune_scores[k], grow_score)
+        record_rewiring(rec, state, name, old, origin, prune_scores[k], grow_score)
     state.structure += structure_rows(state, phase, before, result)
     return result
 
@@ -271,19 +267,6 @@ def growth_scores(state: State) -> list[Array]:
     keys, epochs_done = state.config.rewire, state.iteration * state.config.train.epochs + state.epoch
     return [GROW[keys.grow](state.growth[name], stream(state.config.seed, f"grow/{name}", epochs_done))
             for name in state.network.weights]
-
-
-def record_rewiring(rec: Records, name: str, old: SparseWeight, new: SparseWeight, origin: Array, prune_score: Array,
-                    grow_score: Array | None) -> None:
-    """Record what one layer's rewiring looked at and what it did; what came straight back is in pruned and in grown."""
-    if not rec.active:
-        return
-    rec.value(f"stage2/{name}/prune_score", old.scatter(prune_score))
-    rec.value(f"stage2/{name}/pruned", np.delete(old.flat_index(), origin[origin >= 0]), "index")
-    if grow_score is not None:
-        rec.value(f"stage2/{name}/grow_score", grow_score.reshape(old.shape))
-    rec.value(f"stage2/{name}/grown", new.flat_index()[origin < 0], "index")
-    rec.value(f"stage2/{name}/mask", new.mask(), "mask")
 
 
 def advance(state: State) -> None:

@@ -61,6 +61,8 @@ EQUATIONS = {       # (stage, kind of layer, last part of the name) -> what it i
     ("backward", "Linear", "dweight_dense"): "the same at every place, for growth",
 }
 MOMENTS = {
+    "lr": "learning rate of this step",
+    "gradient": "g, clipped to the joint norm train.clip",
     "momentum": "b ← momentum b + g",
     "first": "m ← β₁ m + (1 − β₁) g",
     "second": "v ← β₂ v + (1 − β₂) g²",

@@ -16,20 +16,23 @@ KERNELS = sorted((PACKAGE / "ops" / "kernels").glob("[a-z]*.py"))
 
 # What a module may import of refsnn; "*" is anything. errors and schema may be imported by all.
 ALLOWED = {
-    "cli": "*", "__main__": "cli", "__init__": "*",
+    "cli": "*", "progress": "runs twin train", "__main__": "cli", "__init__": "*",
     "errors": "", "schema": "errors", "rng": "", "twin": "", "pq": "",
     "optim": "", "metrics": "", "encode": "", "trace": "",
     "config": "", "topology": "pq", "rewire": "pq topology",
     "datasets/images": "", "datasets/__init__": "datasets/images",
     "layers": "ops", "models": "layers topology rng ops given", "given": "",
     "evaluate": "metrics encode layers models ops trace", "tables": "metrics evaluate ops pq rewire train",
-    "train": "models encode optim pq rewire topology metrics trace config rng datasets ops evaluate layers tables",
+    "train": "models encode optim pq rewire topology metrics trace config rng datasets ops evaluate layers tables "
+             "recording",
+    "recording": "layers ops pq rewire", "tracing": "show trace train runs config twin datasets", "safe_read": "trace",
     "runs": "train models encode optim pq rewire metrics trace config rng datasets ops evaluate",
     "series": "config trace ops", "plot": "series config ops trace", "show": "*", "walk": "*", "measure": "pq topology",
 }
 THIRD_PARTY = {
-    "numba": ("twin", "ops/kernels"), "scipy": ("ops", "datasets"), "h5py": ("trace", "datasets", "export"),
-    "matplotlib": ("plot",), "tqdm": ("cli",),
+    "numba": ("twin", "ops/kernels"), "scipy": ("ops", "datasets"),
+    "h5py": ("trace", "safe_read", "datasets", "export"),
+    "matplotlib": ("plot",), "tqdm": ("progress",),
 }
 
 

@@ -37,7 +37,6 @@ RUNS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "digits", ("optim.kind=sgd", "optim.lr=0.1", "optim.weight_decay=0.0005"), "`figures`, SGD with decay"),
     "inner-adamw": ("digits", ("optim.kind=adamw", "optim.weight_decay=0.01"), "`figures`, AdamW with decay"),
     "inner-lr2": ("digits", ("optim.lr=0.002",), "`figures`, an eighth of the learning rate"),
-    "inner-random": ("digits", ("rewire.grow=random",), "`figures`, regrowth at random"),
 }
 READINGS = tuple(name for name in RUNS if name not in ("neuron", "dense"))
 
