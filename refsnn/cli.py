@@ -160,6 +160,8 @@ def train(args: argparse.Namespace) -> int:
             sys.stdout.flush()
         progress = Progress(folder, state, -(-len(data.x_train) // config.train.batch), args.quiet)
         with progress.watching():
+            if twin.get_backend() != "numpy":
+                algorithm.run_every_kernel(state, data)
             algorithm.train(state, data, progress)
     if not state.finished:
         again = ["refsnn", "train", str(folder / "config.toml"), "--out", str(folder), "--resume"]

@@ -127,6 +127,19 @@ def start(config: Config, data: Dataset) -> State:
     return state
 
 
+def run_every_kernel(state: State, data: Dataset) -> None:
+    """Run one sample forwards and backwards in every mode and forget it: what has to be compiled is compiled now.
+
+    Otherwise the first evaluation and the first step without a dense gradient would wait for the compiler.
+    """
+    config, network = state.config, state.network
+    encoded = ENCODERS[config.encode.kind](data.x_train[:1], config.encode.steps, config.dtype)
+    network.forward(encoded, False, partial(_draw, config.seed, 0), NO_RECORD)
+    logits, caches = network.forward(encoded, True, partial(_draw, config.seed, 0), NO_RECORD)
+    for dense in (False, True):
+        network.backward(logits, caches, NO_RECORD, dense)
+
+
 def train(state: State, data: Dataset, watcher: Watcher, rec: Records = NO_RECORD) -> None:
     """Algorithm 1, from wherever `state` is to its end, or to where the watcher asks to stop."""
     keys = state.config.rewire
