@@ -64,6 +64,18 @@ class Layer(Protocol):
         """Return (dx, gradients)."""
 
 
+class _Plain:
+    """A layer without parameters that keeps the shape; what does not fit is overridden."""
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Unchanged."""
+        return shape
+
+    def parameters(self) -> dict[str, Array]:
+        """None."""
+        return {}
+
+
 def _weight_gradients(name: str, weight: SparseWeight, active: Callable[[], Array], dense: Callable[[], Array] | None,
                       rec: Records) -> Gradients:
     """Gradient per active weight; when regrowth asks for the dense one, the active ones are read off it."""
@@ -114,7 +126,7 @@ class Conv2d:
         """<name>.weight: data of the active weights; <name>.bias."""
         return _with_bias(self.name, self.weight, self.bias)
 
-    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:      # noqa: ARG002
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, x)."""
         w = self.weight
         y = conv.conv2d_forward(x, w.data, w.indices, w.indptr, self.bias, self.kernel_size, self.stride, self.padding)
@@ -154,7 +166,7 @@ class Linear:
         """<name>.weight: data of the active weights; <name>.bias."""
         return _with_bias(self.name, self.weight, self.bias)
 
-    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:      # noqa: ARG002
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, x)."""
         y = linear.linear_forward(x, self.weight.data, self.weight.indices, self.weight.indptr, self.bias)
         rec.samples(f"forward/{self.name}/y", y)
@@ -186,7 +198,7 @@ def _add_bias_gradient(gradients: Gradients, name: str, bias: Array | None, dy: 
 
 
 @dataclass
-class BatchNorm:
+class BatchNorm(_Plain):
     """Batch normalisation over batch, time and space together: one mean and variance per feature.
 
     Training normalises by the batch's biased variance and moves the running statistics by `momentum` towards the
@@ -201,15 +213,11 @@ class BatchNorm:
     eps: float = 1e-5
     momentum: float = 0.1
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Unchanged."""
-        return shape
-
     def parameters(self) -> dict[str, Array]:
         """<name>.gamma and <name>.beta."""
         return {f"{self.name}.gamma": self.gamma, f"{self.name}.beta": self.beta}
 
-    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:      # noqa: ARG002
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, (x, mean, var, new running statistics)); the cache is None in evaluation."""
         if not training:
             y = norm.batch_norm_inference(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps)
@@ -229,7 +237,7 @@ class BatchNorm:
         """Take over the running statistics that a training step computed."""
         self.running_mean, self.running_var = cache[3]
 
-    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:    # noqa: ARG002
+    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, gradients); the statistics are differentiated through."""
         x, mean, var, _ = cache
         dx, dgamma, dbeta = norm.batch_norm_backward(dy, x, mean, var, self.gamma, self.eps)
@@ -240,7 +248,7 @@ class BatchNorm:
 
 
 @dataclass
-class Spiking:
+class Spiking(_Plain):
     """A layer of leaky integrate-and-fire neurons: eqs. (5)-(7) over all time steps, and backprop through time."""
 
     name: str
@@ -248,15 +256,7 @@ class Spiking:
     surrogate: str
     alpha: float
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Unchanged."""
-        return shape
-
-    def parameters(self) -> dict[str, Array]:
-        """None: decay and threshold are constants."""
-        return {}
-
-    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:      # noqa: ARG002
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (s, (h, s)): spikes, and the membrane before its reset."""
         n = self.neuron
         s, h = lif_forward(x, n.decay, n.gain, n.bias, n.v_threshold, n.v_reset, n.reset_amount, n.v_init,
@@ -267,7 +267,7 @@ class Spiking:
             rec.samples(f"forward/{self.name}/v", lif_reset(h, s, n.v_reset, n.reset_amount, n.reset))
         return s, (h, s)
 
-    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:    # noqa: ARG002
+    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, {}): the surrogate's slope at h - v_threshold stands for the derivative of the spike."""
         n, (h, s) = self.neuron, cache
         slope = SURROGATES[self.surrogate].derivative(h - h.dtype.type(n.v_threshold), self.alpha)
@@ -278,7 +278,7 @@ class Spiking:
 
 
 @dataclass
-class AvgPool2d:
+class AvgPool2d(_Plain):
     """Mean over windows of size x size, stride = size; incomplete windows at the border are dropped."""
 
     name: str
@@ -288,17 +288,13 @@ class AvgPool2d:
         """(C, H, W) -> (C, H // size, W // size)."""
         return shape[0], shape[1] // self.size, shape[2] // self.size
 
-    def parameters(self) -> dict[str, Array]:
-        """None."""
-        return {}
-
-    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:      # noqa: ARG002
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, (H, W))."""
         y = pool.avg_pool_forward(x, self.size)
         rec.samples(f"forward/{self.name}/y", y)
         return y, x.shape[1:3]
 
-    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:    # noqa: ARG002
+    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, {})."""
         dx = pool.avg_pool_backward(dy, self.size, cache)
         rec.samples(f"backward/{self.name}/dx", dx)
@@ -306,7 +302,7 @@ class AvgPool2d:
 
 
 @dataclass
-class MaxPool2d:
+class MaxPool2d(_Plain):
     """Largest value of windows of size x size, stride = size; of equal ones the first in row-major order."""
 
     name: str
@@ -316,17 +312,13 @@ class MaxPool2d:
         """(C, H, W) -> (C, H // size, W // size)."""
         return shape[0], shape[1] // self.size, shape[2] // self.size
 
-    def parameters(self) -> dict[str, Array]:
-        """None."""
-        return {}
-
-    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:      # noqa: ARG002
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, (winner, (H, W)))."""
         y, winner = pool.max_pool_forward(x, self.size)
         rec.samples(f"forward/{self.name}/y", y)
         return y, (winner, x.shape[1:3])
 
-    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:    # noqa: ARG002
+    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, {}): the gradient goes to the winner of each window."""
         winner, input_size = cache
         dx = pool.max_pool_backward(dy, winner, self.size, input_size)
@@ -335,7 +327,7 @@ class MaxPool2d:
 
 
 @dataclass
-class Flatten:
+class Flatten(_Plain):
     """(C, H, W, T, B) -> (C*H*W, T, B), in C order."""
 
     name: str
@@ -344,33 +336,21 @@ class Flatten:
         """(C, H, W) -> (C*H*W,)."""
         return (math.prod(shape),)
 
-    def parameters(self) -> dict[str, Array]:
-        """None."""
-        return {}
-
-    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:      # noqa: ARG002
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, shape of x)."""
         return x.reshape(-1, *x.shape[-2:]), x.shape
 
-    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:    # noqa: ARG002
+    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, {})."""
         return dy.reshape(cache), {}
 
 
 @dataclass
-class Dropout:
+class Dropout(_Plain):
     """In training a feature of a sample is silenced with probability p, at all time steps; the rest grow by 1/(1-p)."""
 
     name: str
     p: float
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Unchanged."""
-        return shape
-
-    def parameters(self) -> dict[str, Array]:
-        """None."""
-        return {}
 
     def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, scale): scale (..., 1, B) is 0 or 1/(1-p); None in evaluation, where nothing is dropped."""
@@ -384,7 +364,7 @@ class Dropout:
         rec.samples(f"forward/{self.name}/y", y)
         return y, scale
 
-    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:    # noqa: ARG002
+    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, {})."""
         dx = dy * cache
         rec.samples(f"backward/{self.name}/dx", dx)
