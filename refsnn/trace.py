@@ -10,15 +10,15 @@ A file of records has the attribute `format = "refsnn-trace/1"` and one dataset 
 (execution order) and `kind`. Files are written whole or not at all. A checkpoint is a trace of one moment.
 """
 
+import io
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import h5py
 import numpy as np
@@ -151,42 +151,93 @@ class _PartialFile:
             raise UserError(f"{path}: is a folder; --out must name a file")
         self.path, self.partial = path, path.with_name(f".{path.name}.{os.getpid()}.partial")
         self.count = 0
-        with self._explained():
-            self.file = h5py.File(str(self.partial), "w")
-            self.file.attrs["format"] = FORMAT
-            for key, value in attributes.items():
+        try:
+            self.disk = _Disk(self.partial, "w+b")
+        except OSError as error:
+            raise self._failure(error) from error
+        self.file = h5py.File(cast(Any, self.disk), "w")
+        try:
+            for key, value in {"format": FORMAT, **attributes}.items():
                 self.file.attrs[key] = value
+        except BaseException:
+            self.discard()
+            raise
 
     def put(self, record: Record) -> None:
         """Append a record."""
-        with self._explained():
-            dataset = self.file.create_dataset(record.name, data=record.value, track_times=False)
-            dataset.attrs["seq"], dataset.attrs["kind"] = self.count, record.kind
-            self.count += 1
+        dataset = self.file.create_dataset(record.name, data=record.value, track_times=False)
+        dataset.attrs["seq"], dataset.attrs["kind"] = self.count, record.kind
+        self.count += 1
+        self._check()
 
     def finish(self) -> None:
         """Put the file in its place."""
-        with self._explained():
-            self.file.close()
+        self._close()
+        self._check()
+        try:
+            self.disk.close()
             replace_durably(self.partial, self.path)
+        except OSError as error:
+            raise self._failure(error) from error
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        with suppress(OSError, RuntimeError):
-            self.file.close()
+        self._close()
+        self.disk.close()
         self.partial.unlink(missing_ok=True)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What HDF5 and the disk complain of, as a line; nothing of the file is left then."""
+    def _close(self) -> None:
         try:
-            yield
-        except (OSError, RuntimeError) as error:        # h5py raises either where the disk is full
-            if hasattr(self, "file"):
-                self.discard()
-            self.partial.unlink(missing_ok=True)
-            why = f"cannot be written ({_reason(error)}); free space or choose another --out"
-            raise UserError(f"{self.path}: {why}") from error
+            self.file.close()
+        except (OSError, RuntimeError) as error:        # where HDF5 misses what a full disk dropped
+            self.disk.error = self.disk.error or error
+
+    def _check(self) -> None:
+        """Raise what went wrong in writing, if anything did."""
+        if self.disk.error is not None:
+            self.discard()
+            raise self._failure(self.disk.error) from self.disk.error
+
+    def _failure(self, error: BaseException) -> BaseException:
+        """A line for the user from the disk's complaint, after which nothing of the file is left."""
+        self.partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            return error
+        why = f"cannot be written ({error.strerror}); free space or choose another --out"
+        return UserError(f"{self.path}: {why}")
+
+
+class _Disk(io.FileIO):
+    """A file that takes what HDF5 writes. HDF5 crashes the process, at its exit, where a write fails: so the first
+    failure is kept in `error`, and what is written after it is dropped."""
+
+    error: BaseException | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of the bytes."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while len(left) and self.error is None:
+            try:
+                left = left[super().write(left):]
+            except BaseException as error:      # Ctrl-C, too, must not reach HDF5
+                self.error = error
+        return size
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read; what was never written is 0."""
+        view = memoryview(buffer).cast("B")
+        found = super().readinto(view) or 0
+        view[found:] = bytes(len(view) - found)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Set the file's length."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 def write(path: Path, records: list[Record], attributes: Mapping[str, Any]) -> None:

@@ -35,8 +35,8 @@ def trace(config: Config, data: Dataset, steps: int, out: Path, only: Sequence[s
     Returns the number of records. What is computed has the same bits as in `train`. Raises UserError for a number of
     steps that the configuration does not have, a pattern that matches nothing, and a file that cannot be written.
     """
-    state = start(config, data)
-    if not 1 <= steps <= (most := total_steps(config, len(data.x_train))):
+    state, most = start(config, data), total_steps(config, len(data.x_train))
+    if not 1 <= steps <= most:
         raise UserError(f"--steps {steps}: must lie between 1 and {most:,}, the steps of this configuration")
     look = None if tell is None else lambda record: tell(line(record))
     with FileRecorder(out, attributes(state.config, steps), only, look) as rec:

@@ -7,8 +7,8 @@ import numpy as np
 
 T, B, INPUTS, NEURONS = 4, 2, 3, 5
 rng = np.random.default_rng(0)
-mask = rng.random((NEURONS, INPUTS)) < 0.5
-weight = np.where(mask, rng.standard_normal(mask.shape), 0)     # dense, 0 where inactive
+mask = rng.random((NEURONS, INPUTS)) < 0.7
+weight = np.where(mask, 2 * rng.standard_normal(mask.shape), 0)  # dense, 0 where inactive
 x = rng.random((T, B, INPUTS))                                  # activations: time, batch, features
 
 y = x @ weight.T                                                # eq. (5): the current (M∘W) x(t)
