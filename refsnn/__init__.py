@@ -36,7 +36,7 @@ PUBLIC = {      # name -> where it is defined
     "set_backend": "twin:set_backend", "UserError": "errors:UserError",
 }
 MODULES = ("config", "datasets", "encode", "evaluate", "layers", "metrics", "models", "ops", "optim", "pq", "rewire",
-           "rng", "runs", "schema", "topology", "trace", "train", "twin")
+           "rng", "runs", "safe_read", "schema", "topology", "trace", "tracing", "train", "twin")
 
 __all__ = [     # noqa: RUF022      the keys of PUBLIC, for tools that read the text
     "load_config", "Config", "load_data", "pq_index", "retained_bound", "rewiring_count", "Measurement", "Structure",

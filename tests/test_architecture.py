@@ -27,6 +27,10 @@ ALLOWED = {
              "recording",
     "recording": "layers ops pq rewire", "tracing": "show trace train runs config twin datasets", "safe_read": "trace",
     "runs": "train models encode optim pq rewire metrics trace config rng datasets ops evaluate",
+    "verdict": "trace", "recompute": "models layers ops encode verdict",
+    "recompute_method": "optim pq rewire topology recompute",
+    "conventions": "models ops recompute recompute_method verdict", "ties": "models recompute verdict",
+    "compare": "config conventions models safe_read ties trace verdict",
     "series": "config trace ops", "plot": "series config ops trace", "show": "*", "walk": "*", "measure": "pq topology",
 }
 THIRD_PARTY = {
