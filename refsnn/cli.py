@@ -335,7 +335,7 @@ def _add_measure(commands: Any) -> None:
                         help="arrays of two axes or more; boolean NAME.mask or NAME_mask: what is active")
     parser.add_argument("--scope", choices=("layer", "neuron", "global"), default="layer",
                         help="unit with its own index: an array, a row of it, or all together; default: layer")
-    for name, default, about in (("p", 0.5, "lower norm of eq. (2)"), ("q", 1.0, "higher norm of eq. (2)"),
+    for name, default, about in (("p", 0.5, "smaller order of eq. (2)"), ("q", 1.0, "larger order of eq. (2)"),
                                  ("eta", 0.001, "alpha_r of eq. (3)"), ("gamma", 1.0, "factor of eq. (4)"),
                                  ("beta", 0.9, "largest share that may go, eq. (4)")):
         parser.add_argument(f"--{name}", type=float, default=default, help=f"{about}; default: {default:g}")

@@ -117,10 +117,10 @@ def pq_index(w: npt.ArrayLike, p: float = 0.5, q: float = 1.0) -> float:
     Defined everywhere: 0 for no weights, for weights that are all 0, for a single weight and for equal magnitudes.
     Computed in float64 whatever the dtype of w.
 
-    | Parameter | Default | Unit | Meaning                |
-    |-----------|---------|------|------------------------|
-    | p         | 0.5     | 1    | order of the upper norm |
-    | q         | 1       | 1    | order of the lower norm |
+    | Parameter | Default | Unit | Meaning                                           |
+    |-----------|---------|------|---------------------------------------------------|
+    | p         | 0.5     | 1    | smaller order, of the norm above the fraction bar |
+    | q         | 1       | 1    | larger order, of the norm below it                |
 
     Raises ValueError for weights that are NaN or infinite and for orders that are not 0 < p < q or too close
     (`ORDER_GAP`). Warns outside p ≤ 1 ≤ q (property D1). Source: paper eq. (2), corrected as told above.

@@ -137,8 +137,8 @@ class RewireConfig:
     scope: Literal["layer", "neuron", "global"] = key(
         "layer", "", "Unit with its own index and ratio: a layer, a neuron (conv filter, output unit), or all weights."
     )
-    p: float = key(0.5, "(0, inf)", "Lower norm of the PQ index, eq. 2; 0 < p < q (the paper prints neither; as SAP).")
-    q: float = key(1.0, "(0, inf)", "Higher norm of the PQ index, eq. 2.")
+    p: float = key(0.5, "(0, inf)", "Smaller order of the PQ index, eq. 2; 0 < p < q (not printed; as SAP).")
+    q: float = key(1.0, "(0, inf)", "Larger order of the PQ index, eq. 2.")
     eta: float = key(0.001, "[0, inf)", "The paper's alpha_r in the bound on retained weights, eq. 3: 0.001.")
     gamma: float = key(1.0, "(0, inf)", "Factor on the share beyond the bound, eq. 4; paper: 1.")
     beta: float = key(0.9, "(0, 1]", "Largest share of a unit's active weights removed at once, eq. 4; paper: 0.9.")
