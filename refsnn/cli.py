@@ -370,11 +370,17 @@ def _add_plot(commands: Any) -> None:
                       "refsnn plot runs/digits-seed0 runs/digits-seed1 --out figures")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the figures")
+    parser.add_argument("--layer", metavar="NAME", help="draw only the map of this layer's connections")
 
 
 def plot(args: argparse.Namespace) -> int:
     """Draw figures and say which files they are in."""
-    from refsnn.plot import plot_runs
+    from refsnn.plot import plot_mask, plot_runs
 
-    _print(str(path) for path in plot_runs(args.runs, args.out))
+    if args.layer:
+        if len(args.runs) > 1:
+            raise UserError(f"--layer {args.layer}: draws the map of one run, {len(args.runs)} are given; give one")
+        _print([str(plot_mask(args.runs[0], args.out, args.layer))])
+    else:
+        _print(str(path) for path in plot_runs(args.runs, args.out))
     return 0

@@ -26,7 +26,6 @@ RTOL = {2: 1e-2, 4: 1e-4, 8: 1e-9}      # by the bytes of a number: float16, flo
 NUMBERS = {                             # what a record of a kind may hold: NumPy's letters for kinds of numbers
     "real": "f", "spikes": "fiub", "mask": "iub", "count": "iu", "index": "iu", "rng": "fiub",
 }
-WORDS = {"f": "real numbers", "i": "integers", "u": "integers", "b": "truth values"}
 AXES = {5: "t b c h w", 4: "o i kh kw", 3: "t b f", 2: "out in"}
 
 

@@ -56,12 +56,6 @@ def test_gather_undoes_scatter():
     np.testing.assert_array_equal(weight().gather(weight().scatter(values)), values)
 
 
-def test_with_data_keeps_the_connections():
-    old, new = weight(), weight().with_data(np.zeros(3))
-    np.testing.assert_array_equal(new.mask(), old.mask())
-    assert not new.data.any()
-
-
 def test_columns_of_a_convolution_count_channel_row_column():
     mask = np.zeros((2, 3, 2, 5), bool)
     mask[1, 2, 0, 4] = True

@@ -104,10 +104,6 @@ class SparseWeight:
         """(nnz,): the entries of a dense array of the weight's size at the active places."""
         return dense.reshape(-1)[self.flat_index()]
 
-    def with_data(self, data: Array) -> "SparseWeight":
-        """The same connections with other values."""
-        return SparseWeight(data, self.indices, self.indptr, self.shape)
-
 
 def from_dense(dense: Array, mask: Array) -> SparseWeight:
     """Build the sparse weight of the places where `mask` is True, zeros of `dense` included.
