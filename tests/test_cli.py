@@ -500,7 +500,6 @@ def test_plot_says_which_files_it_wrote(trained: Path, tmp_path: Path) -> None:
     assert sorted(written) == sorted((tmp_path / "figures").iterdir())
 
 
-@pytest.mark.filterwarnings("default")
 def test_plot_draws_the_map_of_one_layer(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["plot", str(trained), "--out", str(tmp_path), "--layer", "conv2"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["mask_conv2.png"]
@@ -508,6 +507,7 @@ def test_plot_draws_the_map_of_one_layer(trained: Path, tmp_path: Path, capsys: 
     assert "give one" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_warning_is_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", w=np.arange(1.0, 7.0).reshape(2, 3))
     status, _, err = run("measure", tmp_path / "w.npz", "--p", "1.5", "--q", "2")
