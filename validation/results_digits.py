@@ -3,7 +3,7 @@
     python validation/results_digits.py --out runs/results --jobs 2 > tables.md
 
 Every run is one `refsnn train` in a folder of its own, on one thread; finished runs are not repeated, so that an
-interrupted batch goes on where it was. The test set is touched once per run; the settings of the bundled configurations
+interrupted batch goes on where it was. The test set decides nothing; the settings of the bundled configurations
 were chosen on a held-out part of the training set (docs/results.md says how).
 """
 
