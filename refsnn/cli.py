@@ -151,6 +151,7 @@ def train(args: argparse.Namespace) -> int:
             runs.write_tables(folder, state)
         else:
             folder, state = args.out or _free_folder(args.config, config.seed), algorithm.start(config, data)
+            _require_memory(state)
             runs.create(folder, config)
             runs.save(folder, state)        # so that a run can be resumed from its first moment on
         if not args.quiet:
@@ -158,7 +159,7 @@ def train(args: argparse.Namespace) -> int:
             if args.resume:
                 print("resumed  ", "finished before, nothing is left to train" if state.finished else _place(state))
             sys.stdout.flush()
-        progress = Progress(folder, state, -(-len(data.x_train) // config.train.batch), args.quiet)
+        progress = Progress(folder, state, -(-len(data.train) // config.train.batch), args.quiet)
         with progress.watching():
             if twin.get_backend() != "numpy":
                 algorithm.run_every_kernel(state, data)
@@ -174,6 +175,13 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _require_memory(state: "State") -> None:
+    """Refuse what the memory of this machine would not hold, before anything is written."""
+    from refsnn.budget import available_memory, budget, require_memory
+
+    require_memory(budget(state.network, state.config), state.config, available_memory())
+
+
 def _place(state: "State") -> str:
     return f"iteration {state.iteration + 1}, epoch {state.epoch + 1}, batch {state.batch} (step {state.step:,})"
 
@@ -181,11 +189,8 @@ def _place(state: "State") -> str:
 def _load_data(config: "Config") -> "Dataset":
     """The data of a configuration, split as its seed says."""
     from refsnn import datasets
-    from refsnn.rng import stream
 
-    keys = config.data
-    return datasets.load(keys.name, stream(config.seed, "split"), path=keys.path, test_share=keys.test_share,
-                         validation=keys.validation)
+    return datasets.load(config)
 
 
 def _free_folder(name: str, seed: int) -> Path:
@@ -216,7 +221,7 @@ def evaluate(args: argparse.Namespace) -> int:
     data = _load_data(config)
     state = runs.restore(args.run, config, data)
     with announcing(tell):
-        result = run_network(state.network, config, data.x_test, data.y_test)
+        result = run_network(state.network, config, data.test)
     _print([f"run {args.run}: {_done(state)}", *show.evaluation(state, result)])
     return 0
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from refsnn import recompute as network
 from refsnn import recompute_method as method
-from refsnn.models import alpha_of, neuron_of
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.surrogate import SURROGATES
+from refsnn.plan import alpha_of, neuron_of
 from refsnn.recompute import Step, UnavailableError
 from refsnn.schema import Config
 from refsnn.verdict import Tolerance

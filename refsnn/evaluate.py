@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refsnn import metrics
+from refsnn.chain import leaf_caches
+from refsnn.datasets.samples import Samples
 from refsnn.encode import ENCODERS
 from refsnn.layers import Conv2d, Linear, Spiking
 from refsnn.models import Network
@@ -21,7 +23,6 @@ from refsnn.schema import Config
 from refsnn.trace import NO_RECORD
 
 Array = npt.NDArray[Any]
-BATCH = 100     # samples evaluated at a time; no result depends on it but for rounding
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,22 @@ class Evaluation:
         return metrics.energy_pj(self.sops, self.macs)
 
 
-def evaluate(network: Network, config: Config, x: Array, labels: Array) -> Evaluation:
-    """Run samples x (n, C, H, W) or (n, T, C, H, W) with labels (n,) through the network in evaluation mode."""
+def evaluate(network: Network, config: Config, samples: Samples) -> Evaluation:
+    """Run samples through the network in evaluation mode, as many at a time as in training (`train.batch`)."""
     correct, loss_sum = 0, 0.0
-    spikes = {layer.name: 0 for layer in network.layers if isinstance(layer, Spiking)}
+    spikes = {layer.name: 0 for layer in network.leaves if isinstance(layer, Spiking)}
     neurons = dict.fromkeys(spikes, 0)
     operations = {layer.name: 0 for layer in network.sparse_layers}
     binary = dict.fromkeys(operations, True)
-    for start in range(0, len(x), BATCH):
-        batch, target = x[start:start + BATCH], labels[start:start + BATCH]
-        encoded = ENCODERS[config.encode.kind](batch, config.encode.steps, config.dtype)
+    labels, size = samples.labels, config.train.batch
+    for start in range(0, len(labels), size):
+        chosen = np.arange(start, min(start + size, len(labels)))
+        target = labels[chosen]
+        encoded = ENCODERS[config.encode.kind](samples.batch(chosen, 0), config.encode.steps, config.dtype)
         logits, caches = network.forward(encoded, False, _no_draws, NO_RECORD)
         correct += metrics.accuracy(logits, target)
         loss_sum += LOSSES[config.train.loss](logits, target)[0] * len(target)
-        for layer, cache in zip(network.layers, caches, strict=True):
+        for layer, cache in leaf_caches(network.layers, caches):
             if isinstance(layer, Spiking):
                 s = cache[1]
                 spikes[layer.name] += int(np.count_nonzero(s))
@@ -92,7 +95,7 @@ def evaluate(network: Network, config: Config, x: Array, labels: Array) -> Evalu
                 operations[layer.name] += driven(layer, metrics.events(cache))
                 binary[layer.name] &= metrics.is_binary(cache)
     return Evaluation(
-        len(x), loss_sum / len(x), correct / len(x),
+        len(labels), loss_sum / len(labels), correct / len(labels),
         {name: spikes[name] / neurons[name] for name in spikes},
         {name: LayerOperations(operations[name], binary[name]) for name in operations},
     )

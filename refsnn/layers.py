@@ -101,7 +101,8 @@ class Conv2d:
 
         y[o, h, w] = b[o] + sum over the active (c, i, j) of W[o, c, i, j] x[c, s h + i - p, s w + j - p]
 
-    The synaptic current (M*W) x of eq. (5). Weight (C_out, C_in, kH, kW), bias (C_out,) or None.
+    The synaptic current (M*W) x of eq. (5). Weight (C_out, C_in, kH, kW), bias (C_out,) or None. `first`: nobody needs
+    the gradient of its input, the data; it is computed only to be recorded.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Conv2d:
     bias: Array | None = None
     stride: int = 1
     padding: int = 0
+    first: bool = False
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -143,6 +145,8 @@ class Conv2d:
             rec,
         )
         _add_bias_gradient(gradients, self.name, self.bias, dy, rec)
+        if self.first and not rec.active:
+            return np.zeros_like(x[:0]), gradients
         dx = conv.conv2d_input_gradient(dy, w.data, w.indices, w.indptr, x.shape[:3], *geometry)
         rec.samples(f"backward/{self.name}/dx", dx)
         return dx, gradients
@@ -371,7 +375,31 @@ class Dropout(_Plain):
         return dx, {}
 
 
+@dataclass
+class Vote(_Plain):
+    """Average voting: the logit of a class is the mean of `size` consecutive units.  y[k] = mean of x[k size + j]."""
+
+    name: str
+    size: int
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(F,) -> (F // size,)."""
+        return (shape[0] // self.size,)
+
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
+        """Return (y, None)."""
+        y = x.reshape(-1, self.size, *x.shape[1:]).mean(axis=1)
+        rec.samples(f"forward/{self.name}/y", y)
+        return y, None
+
+    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
+        """Return (dx, {}): dx[k size + j] = dy[k] / size."""
+        dx = np.repeat(dy / dy.dtype.type(self.size), self.size, axis=0)
+        rec.samples(f"backward/{self.name}/dx", dx)
+        return dx, {}
+
+
 LAYERS: dict[str, type] = {
     "conv2d": Conv2d, "linear": Linear, "batch_norm": BatchNorm, "spiking": Spiking,
-    "avg_pool": AvgPool2d, "max_pool": MaxPool2d, "flatten": Flatten, "dropout": Dropout,
+    "avg_pool": AvgPool2d, "max_pool": MaxPool2d, "flatten": Flatten, "dropout": Dropout, "vote": Vote,
 }

@@ -1,7 +1,7 @@
 """A network is a chain of layers; `build` draws its connections and initial weights.
 
-Three steps mirror the first lines of Algorithm 1: a builder plans the layers and so the shapes of all sparse weights;
-an Erdos-Renyi mask of the asked overall density is drawn (eq. 1); the weights get their initial values. Every draw has
+Three steps mirror the first lines of Algorithm 1: the layers are planned and so the shapes of all sparse weights; an
+Erdos-Renyi mask of the asked overall density is drawn (eq. 1); the weights get their initial values. Every draw has
 its own named stream: the mask of conv2 does not depend on how many numbers conv1 drew.
 """
 
@@ -13,27 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refsnn.errors import UserError
+from refsnn.chain import Residual, chain_backward, chain_forward, leaf_caches, leaves
 from refsnn.given import given_mask, read_given
-from refsnn.layers import (
-    AvgPool2d,
-    BatchNorm,
-    Conv2d,
-    Draw,
-    Dropout,
-    Flatten,
-    Gradients,
-    Layer,
-    Linear,
-    MaxPool2d,
-    Records,
-    Spiking,
-)
-from refsnn.ops.neuron import NEURONS, Neuron
+from refsnn.layers import BatchNorm, Conv2d, Draw, Gradients, Layer, Linear, Records
 from refsnn.ops.sparse import SparseWeight, from_dense
-from refsnn.ops.surrogate import SURROGATES
+from refsnn.plan import alpha_of, neuron_of, plan_of
 from refsnn.rng import stream
-from refsnn.schema import Config
+from refsnn.schema import Config, ModelConfig
 from refsnn.topology import draw_mask, layer_counts
 
 Array = npt.NDArray[Any]
@@ -56,31 +42,27 @@ class Network:
 
     def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, list[Any]]:
         """Return the read-out of every time step, logits (K, T, B), and what each layer keeps for backward."""
-        caches = []
-        for layer in self.layers:
-            x, cache = layer.forward(x, training, rng, rec)
-            caches.append(cache)
-        return x, caches
+        return chain_forward(self.layers, x, training, rng, rec)
 
     def backward(self, dlogits: Array, caches: list[Any], rec: Records, dense: bool = False) -> Gradients:
         """Return the gradient of every parameter by name; with `dense`, also "<weight>.dense" at every place."""
-        gradients: Gradients = {}
-        dy = dlogits
-        for layer, cache in zip(reversed(self.layers), reversed(caches), strict=True):
-            dy, own = layer.backward(dy, cache, rec, dense)
-            gradients |= own
-        return gradients
+        return chain_backward(self.layers, dlogits, caches, rec, dense)[1]
 
     def commit(self, caches: list[Any]) -> None:
         """Take over what a training step changes besides the parameters: batch norm's running statistics."""
-        for layer, cache in zip(self.layers, caches, strict=True):
+        for layer, cache in leaf_caches(self.layers, caches):
             if isinstance(layer, BatchNorm):
                 layer.commit(cache)
 
     @property
+    def leaves(self) -> list[Layer]:
+        """Every layer, those of residual blocks one by one, in order of execution."""
+        return list(leaves(self.layers))
+
+    @property
     def sparse_layers(self) -> list[Conv2d | Linear]:
         """The layers with a sparse weight, in order: every convolution and linear layer, first and last included."""
-        return [layer for layer in self.layers if isinstance(layer, Conv2d | Linear)]
+        return [layer for layer in self.leaves if isinstance(layer, Conv2d | Linear)]
 
     @property
     def weights(self) -> dict[str, SparseWeight]:
@@ -99,7 +81,7 @@ class Network:
     @property
     def norms(self) -> list[BatchNorm]:
         """The batch-norm layers, which hold running statistics."""
-        return [layer for layer in self.layers if isinstance(layer, BatchNorm)]
+        return [layer for layer in self.leaves if isinstance(layer, BatchNorm)]
 
     @property
     def density(self) -> float:
@@ -108,11 +90,18 @@ class Network:
         return sum(w.nnz for w in weights) / sum(w.size for w in weights)
 
     def input_shapes(self) -> dict[str, Shape]:
-        """The shape of one sample at the input of every layer, by layer name."""
-        shape, shapes = self.input_shape, {}
-        for layer in self.layers:
-            shapes[layer.name] = shape
-            shape = layer.output_shape(shape)
+        """The shape of one sample at the input of every layer, by layer name; those of residual blocks included."""
+
+        def walk(layers: list[Layer], shape: Shape) -> None:
+            for layer in layers:
+                shapes[layer.name] = shape
+                if isinstance(layer, Residual):
+                    walk(layer.body, shape)
+                    walk(layer.shortcut, shape)
+                shape = layer.output_shape(shape)
+
+        shapes: dict[str, Shape] = {}
+        walk(self.layers, self.input_shape)
         return shapes
 
     def rewind(self) -> None:
@@ -127,99 +116,14 @@ class Network:
             layer.running_var = self.initial[f"{layer.name}.running_var"].copy()
 
 
-class Plan:
-    """The layers of a network before its weights are drawn: builders call its methods in order of execution.
-
-    `shape` is the shape of one sample where the plan has arrived; `weights` the shapes of the sparse weights so far,
-    `others` those of biases and of batch norm.
-    """
-
-    def __init__(self, config: Config, input_shape: Shape) -> None:
-        self.config = config
-        self.shape = input_shape
-        self.weights: dict[str, Shape] = {}
-        self.others: dict[str, Shape] = {}
-        self._makers: list[Callable[[dict[str, SparseWeight]], Layer]] = []
-        self._dtype = np.dtype(config.dtype)
-
-    def add(self, layer: Layer) -> None:
-        """Append a layer without weights."""
-        self.shape = layer.output_shape(self.shape)
-        if min(self.shape) < 1:
-            raise UserError(f"layer {layer.name}: images too small, its output would be {self.shape}; use larger ones")
-        self._makers.append(lambda _: layer)
-
-    def conv(self, name: str, filters: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
-        """Append a convolution without bias, as it stands before a batch norm."""
-        self.weights[f"{name}.weight"] = (filters, self.shape[0], kernel, kernel)
-        self.shape = (filters, *((n + 2 * padding - kernel) // stride + 1 for n in self.shape[1:]))
-        self._makers.append(lambda w: Conv2d(name, w[f"{name}.weight"], None, stride, padding))
-
-    def linear(self, name: str, features: int) -> None:
-        """Append a linear layer with a bias that starts at 0."""
-        self.weights[f"{name}.weight"] = (features, self.shape[0])
-        self.shape = self.others[f"{name}.bias"] = (features,)
-        bias = np.zeros(features, self._dtype)
-        self._makers.append(lambda w: Linear(name, w[f"{name}.weight"], bias))
-
-    def norm(self, name: str) -> None:
-        """Append a batch norm with gamma = 1, beta = 0, running mean 0 and variance 1."""
-        zeros, ones = (np.full(self.shape[0], value, self._dtype) for value in (0, 1))
-        parts = ("gamma", "beta", "running_mean", "running_var")
-        self.others |= {f"{name}.{part}": (self.shape[0],) for part in parts}
-        self.add(BatchNorm(name, ones, zeros, zeros.copy(), ones.copy()))
-
-    def spiking(self, name: str) -> None:
-        """Append a layer of the configuration's neurons."""
-        self.add(Spiking(name, neuron_of(self.config), self.config.neuron.surrogate, alpha_of(self.config)))
-
-    def finish(self, weights: dict[str, SparseWeight]) -> list[Layer]:
-        """The layers, with their weights."""
-        return [make(weights) for make in self._makers]
-
-
-def neuron_of(config: Config) -> Neuron:
-    """The neuron of a configuration: its preset, with the keys that are set in [neuron] put over it."""
-    keys = config.neuron
-    given = {n: getattr(keys, n) for n in Neuron.__dataclass_fields__ if getattr(keys, n, None) is not None}
-    return replace(NEURONS[keys.preset], **given)
-
-
 def complete(config: Config) -> Config:
     """The configuration with every key of [neuron] written out, so that what a run used is in its config.toml."""
     return replace(config, neuron=replace(config.neuron, **vars(neuron_of(config)), alpha=alpha_of(config)))
 
 
-def alpha_of(config: Config) -> float:
-    """The surrogate's shape parameter: the configuration's, or the surrogate's own."""
-    keys = config.neuron
-    return SURROGATES[keys.surrogate].alpha if keys.alpha is None else keys.alpha
-
-
-def conv2fc2(plan: Plan, classes: int) -> None:
-    """Two convolutions with batch norm, LIF and pooling, a hidden linear layer with LIF, and the read-out.
-
-    (C, H, W) - [conv 3x3, BN, LIF, pool 2] twice - FC, LIF - FC; the read-out gives logits at every time step.
-    """
-    model = plan.config.model
-    pool: type[AvgPool2d] | type[MaxPool2d] = AvgPool2d if model.pool == "average" else MaxPool2d
-    for k, filters in enumerate(model.channels, start=1):
-        plan.conv(f"conv{k}", filters, kernel=3, padding=1)
-        plan.norm(f"norm{k}")
-        plan.spiking(f"lif{k}")
-        plan.add(pool(f"pool{k}", 2))
-    plan.add(Flatten("flatten"))
-    plan.linear("fc1", model.hidden)
-    plan.spiking("lif3")
-    if model.dropout > 0:
-        plan.add(Dropout("dropout", model.dropout))
-    plan.linear("fc2", classes)
-
-
 def build(config: Config, input_shape: Shape, classes: int) -> Network:
     """Build the network of a configuration for samples of `input_shape` (C, H, W) and that many classes."""
-    plan = Plan(config, input_shape)
-    MODELS[config.model.name](plan, classes)
+    plan = plan_of(config, MODELS[config.model.name](config.model), input_shape, classes)
     drawn = draw_masks(config, plan.weights)
     given = read_given(config.structure.start, plan.weights | plan.others)
     masks = {name: given_mask(given, name, drawn[name]) for name in plan.weights}
@@ -274,4 +178,19 @@ def initial_weight(config: Config, name: str, mask: Array) -> Array:
     return values.reshape(mask.shape).astype(config.dtype)
 
 
-MODELS: dict[str, Callable[[Plan, int], None]] = {"conv2fc2": conv2fc2}
+def conv2fc2(keys: ModelConfig) -> str:
+    """Convolutions with batch norm, LIF and pooling, a hidden linear layer with LIF, the read-out: a small network."""
+    pool = "AP2" if keys.pool == "average" else "MP2"
+    dropout = f" DP{keys.dropout:.6f}" if keys.dropout > 0 else ""
+    return " ".join(f"{filters}C3 {pool}" for filters in keys.channels) + f" FC{keys.hidden}{dropout} FC"
+
+
+# The paper's networks; sources of their layers in docs/networks.md. "layers" is whatever model.layers says.
+MODELS: dict[str, Callable[[ModelConfig], str]] = {
+    "conv2fc2": conv2fc2,
+    "layers": lambda keys: keys.layers,
+    "resnet19": lambda _: "64C3 128R 128R 128R 256Rs2 256R 256R 512Rs2 512R GAP FC256 FC",
+    "vggsnn": lambda _: "64C3 128C3 AP2 256C3 256C3 AP2 512C3 512C3 AP2 512C3 512C3 AP2 FC",
+    "conv6fc2": lambda _: "256C3 256C3 256C3 MP2 256C3 256C3 256C3 MP2 FC2048/nobias FC/nobias VOTE10",
+    "conv4fc1": lambda _: "32C3 AP2 64C3 AP2 128C3 AP2 256C3 AP2 FC",
+}

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from refsnn.train import State
 
 
+TIMED = 10      # steps by which the time of an epoch is estimated
+
+
 @contextmanager
 def announcing(tell: Callable[[str], None] | None) -> Iterator[None]:
     """Have `tell` called before kernels are compiled, which takes a while."""
@@ -44,6 +47,7 @@ class Progress:
         self.total = min(steps, keys.max_steps) if keys.max_steps else steps
         self.done = state.step
         self.compiling: float | None = None
+        self.batches, self.began, self.timed = batches, 0.0, 0      # the clock starts after the first step
         self.bar: Any = None
 
     @contextmanager
@@ -85,11 +89,21 @@ class Progress:
         if self.compiling is not None:
             self._say(f"compiled, first step done, after {time.perf_counter() - self.compiling:.1f} s")
             self.compiling = None
+        self._time_epoch()
         if self.bar is not None:
             seen, density = max(state.seen, 1), state.network.density
             self.bar.set_postfix_str(f"iteration {state.iteration + 1}, loss {state.loss_sum / seen:.3f}, "
                                      f"accuracy {state.correct / seen:.3f}, density {density:.3f}", refresh=False)
             self.bar.update(1)
+
+    def _time_epoch(self) -> None:
+        """After the first steps, say how long an epoch will take."""
+        if self.timed == 0:
+            self.began = time.perf_counter()
+        elif self.timed == TIMED and not self.quiet and self.batches > TIMED:
+            seconds = (time.perf_counter() - self.began) / TIMED * self.batches
+            self._say(f"an epoch of {self.batches:,} steps will take about {seconds:,.0f} s, without its evaluation")
+        self.timed += 1
 
     def on_epoch(self, state: "State") -> None:
         """Print the epoch's line where there is no bar."""

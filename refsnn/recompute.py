@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 from refsnn.encode import ENCODERS
 from refsnn.layers import BatchNorm
-from refsnn.models import alpha_of, neuron_of
 from refsnn.ops.conv import fold, output_size, patches
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import lif_backward, lif_forward, lif_reset
 from refsnn.ops.norm import batch_norm_backward
 from refsnn.ops.pool import avg_pool_backward, avg_pool_forward, max_pool_backward, max_pool_forward
 from refsnn.ops.surrogate import SURROGATES
+from refsnn.plan import alpha_of, neuron_of
 from refsnn.schema import Config
 from refsnn.verdict import Tolerance
 

@@ -34,14 +34,27 @@ class DataConfig:
     """[data]: the samples, and which of them are kept for testing."""
 
     name: str = key(
-        "digits", "", "Data set: the embedded UCI digits, or arrays in your own file.",
+        "digits", "", "Data set: the embedded digits, arrays in your own file, or one of the field's (data/README.md).",
         registry="datasets:DATASETS",
     )
-    path: str = key("", "", 'File with arrays x, y (and x_test, y_test); for name = "npz" only.')
+    path: str = key("", "", 'npz: file with arrays x, y (x_test, y_test); other sets: their folder; empty: search.')
     test_share: float = key(0.2, "(0, 1)", "Share of samples drawn for testing where a file has no x_test, y_test.")
     validation: float = key(
         0.0, "[0, 1)", "Share of the training set held out; above 0 it replaces the test set, which stays unseen."
     )
+    labels: Literal["fine", "coarse"] = key("fine", "", "Classes of cifar100: the 100 fine ones or the 20 coarse ones.")
+    train_samples: int = key(0, "[0, inf)", "First samples of a CIFAR training set to use; 0: all, of a complete one.")
+    test_samples: int = key(0, "[0, inf)", "The same of its test set.")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """[augment]: what is done at random to training samples; the same for all time steps of a sample."""
+
+    crop: int = key(0, "[0, inf)", "Largest shift in pixels, the border coming in black: a crop after padding; 0: off.")
+    flip: bool = key(False, "", "Whether a sample is mirrored left and right with probability 1/2.")
+    cutout: int = key(0, "[0, inf)", "Edge in pixels of a square covered with the mean; 0: off.")
+    roll: int = key(0, "[0, inf)", "Largest cyclic shift in pixels (event frames; as TET: 5); 0: off.")
 
 
 @dataclass(frozen=True)
@@ -60,13 +73,14 @@ class ModelConfig:
     """[model]: the layers of the network."""
 
     name: str = key(
-        "conv2fc2", "", "Network: two pooled 3x3 convolutions, two linear layers.",
+        "conv2fc2", "", "Network: conv2fc2 (pooled 3x3 convolutions, two linear layers), the paper's, or model.layers.",
         registry="models:MODELS",
     )
-    channels: tuple[int, ...] = key((32, 64), "[1, inf)", "Filters of each convolution, in order.")
-    hidden: int = key(128, "[1, inf)", "Spiking neurons of the first linear layer.")
-    pool: Literal["average", "max"] = key("average", "", "Pooling after each convolution's spikes.")
-    dropout: float = key(0.0, "[0, 1)", "Probability that a hidden neuron's spikes are dropped in training; 0: off.")
+    layers: str = key("", "", 'name = "layers": the chain, such as "64C3 AP2 128R FC"; refsnn/notation.py explains it.')
+    channels: tuple[int, ...] = key((32, 64), "[1, inf)", "conv2fc2: filters of each convolution, in order.")
+    hidden: int = key(128, "[1, inf)", "conv2fc2: spiking neurons of the first linear layer.")
+    pool: Literal["average", "max"] = key("average", "", "conv2fc2: pooling after each convolution's spikes.")
+    dropout: float = key(0.0, "[0, 1)", "conv2fc2: probability that a hidden neuron's spikes are dropped; 0: off.")
 
 
 @dataclass(frozen=True)
@@ -181,7 +195,7 @@ class TrainConfig:
         "tet", "", "tet: mean over steps of the cross entropy (paper eq. 8); or that of the mean; or squared error.",
         registry="ops.loss:LOSSES",
     )
-    max_steps: int = key(0, "[0, inf)", "Stop after this many optimiser steps in all; 0: no limit.")
+    max_steps: int = key(0, "[0, inf)", "Steps after which the run, and the iteration under way, ends; 0: no limit.")
     clip: float = key(0.0, "[0, inf)", "Largest global norm of the gradient, scaled down beyond it; 0: off (choice m).")
 
 
@@ -217,6 +231,7 @@ class Config:
     seed: int = key(0, "[0, 4294967295]", "Every random number of the run follows from it.")
     dtype: Literal["float32", "float64"] = key("float32", "", "Floating-point type of weights, spikes and gradients.")
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     neuron: NeuronConfig = field(default_factory=NeuronConfig)
@@ -369,8 +384,16 @@ def check(values: Mapping[str, Value], places: Mapping[str, str]) -> None:
         refuse(name, f"does not go with {other} = {v[other]!r}: {why}")
     if v["data.name"] == "npz" and not v["data.path"]:
         refuse("data.name", "needs the file with the arrays: set data.path")
-    if v["data.name"] != "npz" and v["data.path"]:
-        refuse("data.path", f'is read with data.name = "npz" only, and data.name is {literal(v["data.name"])}')
+    if v["data.name"] == "digits" and v["data.path"]:
+        refuse("data.path", 'names no file: data.name = "digits" is part of the package')
+    if v["data.labels"] != "fine" and v["data.name"] != "cifar100":
+        refuse("data.labels", f'belongs to data.name = "cifar100", and data.name is {literal(v["data.name"])}')
+    for name in ("model.layers", "model.channels", "model.hidden", "model.pool", "model.dropout"):
+        owner = "layers" if name == "model.layers" else "conv2fc2"
+        if places.get(name, "").startswith("--set") and v["model.name"] != owner:   # a file's may lie idle
+            refuse(name, f'belongs to model.name = "{owner}", and model.name is {literal(v["model.name"])}')
+    if v["model.name"] == "layers" and not v["model.layers"]:
+        refuse("model.name", 'needs the chain of layers: set model.layers, such as "64C3 AP2 128R FC"')
     if v["model.name"] == "conv2fc2" and len(v["model.channels"]) != 2:
         refuse("model.channels", 'must have two entries: model.name = "conv2fc2" has two convolutions')
     if v["optim.nesterov"] and v["optim.momentum"] == 0:

@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from refsnn import config as configurations
 from refsnn import runs, safe_read, schema
+from refsnn.budget import budget, holdings
 from refsnn.datasets import Dataset
 from refsnn.errors import UserError
 from refsnn.evaluate import Evaluation, synapses
 from refsnn.layers import Conv2d, Linear, Spiking
 from refsnn.metrics import PICOJOULE_PER_MAC, PICOJOULE_PER_SOP
 from refsnn.models import Network, complete
-from refsnn.rewire import GROW
 from refsnn.schema import Config
 from refsnn.trace import Record
 from refsnn.train import State, start
@@ -30,7 +30,6 @@ from refsnn.train import State, start
 Array = npt.NDArray[Any]
 Row = dict[str, Any]
 FILES = ("config.toml", "checkpoint.h5", "metrics.csv", "structure.csv")
-MOMENTS = {"sgd": (1, 0), "adam": (2, 4), "adamw": (2, 4)}      # a weight's: numbers of the run's dtype, other bytes
 
 
 # ------------------------------------------------------------------------------------------------------- pieces of text
@@ -79,7 +78,7 @@ def _optional(value: Any, form: str) -> str:
 def configuration(name: str, config: Config, data: Dataset) -> list[str]:
     """A configuration: data, layers, weights, multiply-adds, memory, and every key."""
     state = start(config, data)
-    samples = f"{len(data.x_train):,} training samples, {len(data.x_test):,} {tested_on(config)} samples"
+    samples = f"{len(data.train):,} training samples, {len(data.test):,} {tested_on(config)} samples"
     return [
         f"configuration {name}",
         f"data      {data.name}: {samples}, {data.classes} classes",
@@ -102,7 +101,7 @@ def layers(network: Network, steps: int) -> list[str]:
     """Every layer with its output, its weights and its multiply-adds per sample over all time steps."""
     shapes, rows = network.input_shapes(), []
     total = [0] * 5
-    for layer in network.layers:
+    for layer in network.leaves:
         output = shape_text(layer.output_shape(shapes[layer.name]))
         others = sum(array.size for name, array in layer.parameters().items() if name not in network.weights)
         kind = type(layer).__name__
@@ -126,22 +125,10 @@ def layers(network: Network, steps: int) -> list[str]:
 
 def memory(state: State) -> list[str]:
     """Bytes of what a run holds between two steps."""
-    config, network = state.config, state.network
-    weights = network.weights.values()
-    csr = sum(w.data.nbytes + w.indices.nbytes + w.indptr.nbytes for w in weights)
-    others = sum(a.nbytes for name, a in network.parameters.items() if name not in network.weights)
-    item = np.dtype(config.dtype).itemsize
-    numbers, extra = MOMENTS[config.optim.kind]
-    optimiser = sum(a.size for a in network.parameters.values()) * (numbers * item + extra)
-    places = sum(w.size for w in weights)
-    growth = len(GROW[config.rewire.grow].reads) * places * item
-    parts = [("weights in CSR form (value, column, row starts)", csr), ("biases and batch norm", others),
-             (f"optimiser state ({config.optim.kind})", optimiser),
-             (f"growth memory ({config.rewire.grow}; at every place, connected or not)", growth),
-             ("masks kept for the tables (three, one byte a place)", 3 * places)]
+    need, parts = budget(state.network, state.config), list(holdings(state.network, state.config).items())
     rows = [[name, f"{size:,}"] for name, size in [*parts, ("total", sum(size for _, size in parts))]]
     return [*table(["memory between two steps", "bytes"], rows),
-            "Activations of the batch under way and dense gradients come on top."]
+            f"A training step of {state.config.train.batch} samples: about {bytes_text(need.memory)} in all."]
 
 
 def keys(config: Config) -> list[str]:
@@ -168,19 +155,21 @@ def keys(config: Config) -> list[str]:
 
 def training(state: State, data: Dataset, backend: str, folder: Path) -> list[str]:
     """What is about to be trained, in a few lines."""
-    config, network = state.config, state.network
+    config, network, need = state.config, state.network, budget(state.network, state.config)
     weights = network.weights
     active, size = (sum(getattr(w, part) for w in weights.values()) for part in ("nnz", "size"))
     layer_densities = ", ".join(f"{name.removesuffix('.weight')} {w.density:.3f}" for name, w in weights.items())
-    batches = -(-len(data.x_train) // config.train.batch)
+    batches = -(-len(data.train) // config.train.batch)
     return [
-        f"data      {data.name}: {len(data.x_train):,} training and {len(data.x_test):,} {tested_on(config)} samples,"
+        f"data      {data.name}: {len(data.train):,} training and {len(data.test):,} {tested_on(config)} samples,"
         f" {data.classes} classes",
         f"network   {config.model.name}, T = {config.encode.steps}: {active:,} of {size:,} weights active,"
         f" density {active / size:.4f} ({layer_densities})",
         f"plan      {config.train.iterations} iterations of {config.train.epochs} epochs of {batches} batches;"
         f" preset {config.rewire.preset}, one ratio per {config.rewire.scope}" + (
             f"; no more than {config.train.max_steps:,} steps" if config.train.max_steps else ""),
+        f"step      {need.active:,} parameters active of {need.all:,}; {need.macs / 1e6:,.1f} of "
+        f"{need.dense / 1e6:,.1f} million multiply-adds a sample; about {need.memory / 2**30:.2f} GiB of memory",
         f"backend   {backend}, {config.dtype}, seed {config.seed}",
         f"folder    {folder}",
     ]
@@ -276,7 +265,7 @@ def evaluation(state: State, result: Evaluation) -> list[str]:
 def _layer_operations(network: Network, result: Evaluation) -> list[str]:
     """A table of the sparse layers; the firing rate is that of the neurons they feed."""
     rate, rows = "–", []
-    for layer in reversed(network.layers):
+    for layer in reversed(network.leaves):
         if isinstance(layer, Spiking):
             rate = f"{result.firing_rates[layer.name]:.4f}"
         elif isinstance(layer, Conv2d | Linear):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refsnn.models import neuron_of
+from refsnn.plan import neuron_of
 from refsnn.recompute import STEP
 from refsnn.schema import Config
 from refsnn.verdict import Tolerance, Verdict

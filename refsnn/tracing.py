@@ -35,7 +35,7 @@ def trace(config: Config, data: Dataset, steps: int, out: Path, only: Sequence[s
     Returns the number of records. What is computed has the same bits as in `train`. Raises UserError for a number of
     steps that the configuration does not have, a pattern that matches nothing, and a file that cannot be written.
     """
-    state, most = start(config, data), total_steps(config, len(data.x_train))
+    state, most = start(config, data), total_steps(config, len(data.train))
     if not 1 <= steps <= most:
         raise UserError(f"--steps {steps}: must lie between 1 and {most:,}, the steps of this configuration")
     look = None if tell is None else lambda record: tell(line(record))

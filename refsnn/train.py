@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refsnn import metrics, pq
-from refsnn.datasets.images import Dataset
+from refsnn.datasets.samples import Dataset
 from refsnn.encode import ENCODERS
 from refsnn.errors import UserError
 from refsnn.evaluate import evaluate, synapses
@@ -90,8 +90,8 @@ class State:
 
     @property
     def ends_iteration(self) -> bool:
-        """Whether the epoch under way is the last of its iteration."""
-        return self.epoch == self.config.train.epochs - 1
+        """Whether the epoch under way is the last of its iteration, or cut short by `train.max_steps`."""
+        return self.epoch == self.config.train.epochs - 1 or self.finished
 
     @property
     def is_last_iteration(self) -> bool:
@@ -118,7 +118,7 @@ class Watcher(Protocol):
 def start(config: Config, data: Dataset) -> State:
     """The state before the first step: a network with its initial connections and weights."""
     config = complete(config)
-    encoded = ENCODERS[config.encode.kind](data.x_train[:1], config.encode.steps, config.dtype)
+    encoded = one_sample(config, data)
     network = build(config, encoded.shape[:3], data.classes)
     masks = {name: weight.mask() for name, weight in network.weights.items()}
     state = State(config, network, Optimizer(config.optim), first_mask=masks, last_mask=dict(masks),
@@ -127,13 +127,18 @@ def start(config: Config, data: Dataset) -> State:
     return state
 
 
+def one_sample(config: Config, data: Dataset) -> Array:
+    """The first training sample, encoded: (C, H, W, T, 1)."""
+    return ENCODERS[config.encode.kind](data.train.batch(np.zeros(1, np.int64), 0), config.encode.steps, config.dtype)
+
+
 def run_every_kernel(state: State, data: Dataset) -> None:
     """Run one sample forwards and backwards in every mode and forget it: what has to be compiled is compiled now.
 
     Otherwise the first evaluation and the first step without a dense gradient would wait for the compiler.
     """
     config, network = state.config, state.network
-    encoded = ENCODERS[config.encode.kind](data.x_train[:1], config.encode.steps, config.dtype)
+    encoded = one_sample(config, data)
     network.forward(encoded, False, partial(_draw, config.seed, 0), NO_RECORD)
     logits, caches = network.forward(encoded, True, partial(_draw, config.seed, 0), NO_RECORD)
     for dense in (False, True):
@@ -167,15 +172,16 @@ def stage_one(state: State, data: Dataset, watcher: Watcher, rec: Records = NO_R
     """Train for the rest of one epoch with the connections as they are; False where the watcher stopped it."""
     began = time.perf_counter()
     epochs_done = state.iteration * state.config.train.epochs + state.epoch
-    order = stream(state.config.seed, "shuffle", epochs_done).permutation(len(data.x_train))
+    order = stream(state.config.seed, "shuffle", epochs_done).permutation(len(data.train))
     batches = [order[k:k + state.config.train.batch] for k in range(0, len(order), state.config.train.batch)]
-    stopped = False
+    labels, stopped = data.train.labels, False
     while state.batch < len(batches) and not state.finished and not stopped:
         chosen = batches[state.batch]
         rec.begin_step(state.step)
         rec.value("rng/order", chosen, "index")
         with np.errstate(over="ignore", invalid="ignore"):      # train_step itself refuses what is not finite
-            loss, correct = train_step(state, data.x_train[chosen], data.y_train[chosen], len(batches), rec)
+            x = data.train.batch(chosen, epochs_done)
+            loss, correct = train_step(state, x, labels[chosen], len(batches), rec)
         state.batch += 1
         state.loss_sum += loss * len(chosen)
         state.correct += correct
@@ -323,8 +329,11 @@ def steps_to_growth(state: State, steps_per_epoch: int) -> int | None:
         iteration, epoch = divmod(state.iteration * keys.epochs + state.epoch + ahead, keys.epochs)
         if iteration >= keys.iterations:
             return None
+        distance = (ahead + 1) * steps_per_epoch - state.batch
+        if 0 < keys.max_steps <= state.step + distance:         # the run ends in this epoch, and with it the iteration
+            return keys.max_steps - state.step if regrows_after(state.config, iteration, keys.epochs - 1) else None
         if regrows_after(state.config, iteration, epoch):
-            return (ahead + 1) * steps_per_epoch - state.batch
+            return distance
     return None
 
 
@@ -353,7 +362,7 @@ def remember_gradients(state: State, gradients: Gradients) -> None:
 
 def log_epoch(state: State, data: Dataset) -> None:
     """Evaluate, and append the epoch's row of metrics."""
-    result = evaluate(state.network, state.config, data.x_test, data.y_test)
+    result = evaluate(state.network, state.config, data.test)
     state.metrics.append(metrics_row(state, result, synapses(state.network)))
 
 

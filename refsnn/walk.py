@@ -84,7 +84,7 @@ class View:
 
 def walk(config: Config, data: Dataset, layer: str | None, count: int) -> Iterator[str]:
     """The lines of the walk; of `layer`, `count` connections are shown of each kind. Raises UserError for its name."""
-    config, epoch = shorten(config, len(data.x_train))
+    config, epoch = shorten(config, len(data.train))
     state = start(config, data)
     name, keys = _weight_name(state, layer), config.train
     yield f"one iteration of {config.model.name} on {data.name}: preset {config.rewire.preset}, seed {config.seed}"
@@ -135,7 +135,7 @@ def first_batch(state: State, data: Dataset, epoch: int) -> Iterator[str]:
     """One optimiser step with every record, in execution order, by stage."""
     rec, lr = Recorder(), step_size(state, epoch)
     loss, correct = _train(state, data, 1, epoch, rec)
-    kinds = {layer.name: type(layer).__name__ for layer in state.network.layers}
+    kinds = {layer.name: type(layer).__name__ for layer in state.network.leaves}
     for stage, about in STAGES.items():
         chosen = [r for r in rec.records if r.name.startswith(f"{stage}/")]
         yield ""
@@ -162,9 +162,9 @@ def _train(state: State, data: Dataset, batches: int, epoch: int, rec: Any = NO_
     """Train batches as `train.stage_one` does, with epochs of `epoch` batches; the last loss and samples right."""
     keys, result = state.config, (0.0, 0)
     for _ in range(batches):
-        order = stream(keys.seed, "shuffle", state.step // epoch).permutation(len(data.x_train))
+        order = stream(keys.seed, "shuffle", state.step // epoch).permutation(len(data.train))
         chosen = order[state.batch * keys.train.batch:][:keys.train.batch]
-        result = train_step(state, data.x_train[chosen], data.y_train[chosen], epoch, rec)
+        result = train_step(state, data.train.batch(chosen, state.step // epoch), data.train.labels[chosen], epoch, rec)
         state.batch += 1
         if state.batch == epoch:
             state.batch, state.epoch = 0, state.epoch + 1

@@ -1,13 +1,14 @@
 """Fixtures shared by the tests: a small configuration, its data, and a watcher that looks on."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from refsnn import config as configuration
-from refsnn.datasets import Dataset, load
-from refsnn.rng import stream
+from refsnn.datasets import Dataset, Samples, Subset, load
 from refsnn.schema import Config
 from refsnn.train import State, start, train
 
@@ -40,7 +41,18 @@ def tiny(*overrides: str) -> Config:
 
 
 def data_of(config: Config) -> Dataset:
-    return load(config.data.name, stream(config.seed, "split"), validation=config.data.validation)
+    return load(config)
+
+
+def first(data: Dataset, train: int, test: int) -> Dataset:
+    """The first samples of each part."""
+    parts = {"train": Subset(data.train, np.arange(train)), "test": Subset(data.test, np.arange(test))}
+    return replace(data, **parts)
+
+
+def every(samples: Samples) -> np.ndarray:
+    """All samples as one array."""
+    return samples.batch(np.arange(len(samples)), 0)
 
 
 def train_tiny(*overrides: str) -> State:

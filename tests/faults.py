@@ -18,7 +18,7 @@ from unittest import mock
 
 import numpy as np
 
-from conftest import data_of, tiny
+from conftest import data_of, first, tiny
 from refsnn import config as configuration
 from refsnn import layers, optim, pq, rewire
 from refsnn import train as training
@@ -56,8 +56,7 @@ class StopAfter:
 
 @functools.cache
 def few(config: Config) -> Dataset:
-    data = data_of(config)
-    return Dataset(data.name, data.x_train[:SAMPLES], data.y_train[:SAMPLES], data.x_test[:8], data.y_test[:8], 10)
+    return first(data_of(config), SAMPLES, 8)
 
 
 def record(config: Config, steps: int, prepare: Callable[[State], None] = lambda _: None) -> tuple[Config, Records]:

@@ -49,9 +49,10 @@ def values_of(one: keys.Key) -> st.SearchStrategy[Any]:
 
 @st.composite
 def configurations(draw: st.DrawFn) -> Config:
-    tied = ("data.name", "data.path", "rewire.p", "rewire.q")  # to each other: drawn below
+    tied = ("data.name", "data.path", "data.labels", "model.name", "rewire.p", "rewire.q")      # to each other
     flat = {name: draw(values_of(one)) for name, one in KEYS.items() if name not in tied}
-    flat |= draw(st.sampled_from([{}, {"data.name": "npz", "data.path": draw(st.text(min_size=1))}]))
+    flat |= draw(st.sampled_from([{}, {"data.name": "npz", "data.path": draw(st.text(min_size=1))},
+                                  {"data.name": "cifar100", "data.labels": "coarse"}]))
     flat |= draw(st.sampled_from([{}, {"rewire.p": 0.125, "rewire.q": draw(st.floats(0.2, 1e300))}]))
     flat |= {"optim.warmup": draw(st.integers(0, flat["train.epochs"] - 1))}
     flat |= {"optim.momentum": 0.5} if flat["optim.nesterov"] else {}
@@ -89,8 +90,12 @@ def test_every_bundled_configuration_loads_and_explains_itself(name: str) -> Non
     assert config.loads(config.dumps(one)) == one
 
 
+PAPER = {"cifar10_resnet19", "cifar10_resnet19_neuron", "cifar100_resnet19", "cifar10dvs_vggsnn", "cifar10_conv6fc2"}
+SMALL = {"cifar10_small", "cifar100_small", "nmnist", "cifar10dvs_small"}
+
+
 def test_the_bundled_configurations_are_what_they_are_called() -> None:
-    assert config.names() == ["digits", "digits_neuron", "tiny"]
+    assert {"tiny", "digits", "digits_neuron", *PAPER, *SMALL} == set(config.names())
     layer, neuron = config.load("digits"), config.load("digits_neuron")
     assert config.differences(layer, neuron) == ['rewire.scope = "layer" against "neuron"']
     assert (layer.model.channels, layer.model.hidden, layer.encode.steps) == ((32, 64), 128, 4)
@@ -111,7 +116,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Any) -> None:
     latin = tmp_path / "latin.toml"
     latin.write_bytes(b"# caf\xe9\n")
     for name, words in {
-        "no_such": "bundled: digits, digits_neuron, tiny",
+        "no_such": "bundled: cifar100_resnet19, .*, digits, digits_neuron, .*tiny",
         str(tmp_path / "gone.toml"): "no such file",
         str(latin): "UTF-8",
     }.items():
@@ -235,7 +240,7 @@ def test_the_ends_of_an_interval_belong_to_it_as_written() -> None:
         ("", ("rewire.q=0.5",), "--set rewire.q=0.5: rewire.q = 0.5 does not go with rewire.p = 0.5"),
         ("rewire.p = 0.9995", (), "further apart"),
         ("", ("data.name=npz",), "set data.path"),
-        ("data.path = 'x.npz'", (), 'my.toml: data.path = "x.npz" is read with data.name = "npz" only'),
+        ("data.path = 'x.npz'", (), 'my.toml: data.path = "x.npz" names no file: data.name = "digits"'),
         ("", ("model.channels=[1, 2, 3]",), "two convolutions"),
         ("[optim]\nnesterov = true\nmomentum = 0", (), "needs optim.momentum above 0"),
         ("optim.schedule = 'step'", (), "needs optim.step_every"),

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import every
 from refsnn import datasets
-from refsnn.datasets import Dataset, hold_out, images
+from refsnn.config import loads
+from refsnn.datasets import Dataset, hold_out, images, samples
 from refsnn.errors import UserError
 
 CLONE = Path(__file__).resolve().parents[1] / "data" / "digits"
@@ -43,7 +45,7 @@ def refused(path: str, share: float = 0.2) -> str:
 
 # ------------------------------------------------------------------------------------------------ every data set
 def check_dataset(one: Dataset) -> None:
-    for x, y in [(one.x_train, one.y_train), (one.x_test, one.y_test)]:
+    for x, y in [(every(one.train), one.train.labels), (every(one.test), one.test.labels)]:
         assert x.dtype == np.float32
         assert x.ndim in (4, 5)
         assert y.dtype == np.int64
@@ -51,30 +53,30 @@ def check_dataset(one: Dataset) -> None:
         assert y.min() >= 0
         assert y.max() < one.classes
         assert np.isfinite(x).all()
-    assert one.x_train.shape[1:] == one.x_test.shape[1:]
-    assert set(one.y_train) == set(range(one.classes))
+    assert every(one.train).shape[1:] == every(one.test).shape[1:]
+    assert set(one.train.labels) == set(range(one.classes))
 
 
 @pytest.mark.parametrize("name", datasets.DATASETS)
 @pytest.mark.parametrize("validation", [0.0, 0.25])
 def test_every_data_set_keeps_the_form(name: str, validation: float, tmp_path: Path) -> None:
     path = write(tmp_path, **arrays()) if name == "npz" else ""
-    one = datasets.load(name, generator(), path=path, validation=validation)
+    one = datasets.load(loads("", [f"data.name={name}", f"data.path={path}", f"data.validation={validation}"]))
     check_dataset(one)
-    assert one.x_train.min() >= 0
-    assert one.x_train.max() <= 1
+    assert every(one.train).min() >= 0
+    assert every(one.train).max() <= 1
 
 
 # ------------------------------------------------------------------------------------------------ digits
 def test_digits() -> None:
     one = images.digits()
-    assert one.x_train.shape == (1437, 1, 8, 8)
-    assert one.x_test.shape == (360, 1, 8, 8)
+    assert every(one.train).shape == (1437, 1, 8, 8)
+    assert every(one.test).shape == (360, 1, 8, 8)
     assert one.classes == 10
-    pixels = np.concatenate([one.x_train, one.x_test]) * 16
+    pixels = np.concatenate([every(one.train), every(one.test)]) * 16
     assert (pixels == np.round(pixels)).all()
     assert (pixels.min(), pixels.max()) == (0, 16)
-    first = one.x_train[one.y_train == 0][0, 0]  # a zero has a hole
+    first = every(one.train)[one.train.labels == 0][0, 0]  # a zero has a hole
     assert first[3:5, 3:5].max() < first.max() / 2
 
 
@@ -111,9 +113,9 @@ def test_the_environment_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("REFSNN_DATA", str(tmp_path))
     assert images.find("digits", FILES) == folder
     (folder / "test_indices.txt").write_text("5\n", encoding="utf-8")
-    assert len(images.digits().y_test) == 1
+    assert len(images.digits().test.labels) == 1
     (folder / "test_indices.txt").unlink()  # an incomplete folder is passed over
-    assert len(images.digits().y_test) == 360
+    assert len(images.digits().test.labels) == 360
     monkeypatch.setenv("REFSNN_DATA", "")
     assert images.places("digits") == [CLONE, CLONE.parents[1] / "refsnn" / "data" / "digits"]
 
@@ -132,7 +134,7 @@ def test_the_installed_package_comes_last(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(images, "__file__", str(tmp_path / "refsnn" / "datasets" / "images.py"))
     (tmp_path / "refsnn" / "data").mkdir(parents=True)
     assert copy_digits(tmp_path / "refsnn" / "data") == images.find("digits", FILES)
-    assert len(images.digits().y_train) == 1437
+    assert len(images.digits().train.labels) == 1437
 
 
 @pytest.mark.parametrize("text", ["1\n1\n", "2\n1\n", "-1\n", "1797\n", "one\n", "", "# none\n", "1.5\n"])
@@ -152,7 +154,7 @@ def test_damaged_digits_are_refused(text: str, tmp_path: Path, monkeypatch: pyte
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(any), st.floats(0, 1))
 def test_a_quota_is_proportional_and_complete(counts: list[int], share: float) -> None:
     total = round(share * sum(counts))
-    taken = images.quota(np.array(counts), total)
+    taken = samples.quota(np.array(counts), total)
     assert taken.sum() == total
     assert (taken >= 0).all()
     assert (taken <= counts).all()
@@ -160,36 +162,36 @@ def test_a_quota_is_proportional_and_complete(counts: list[int], share: float) -
 
 
 def test_quota_by_hand() -> None:
-    assert images.quota(np.array([5, 3, 2]), 5).tolist() == [3, 1, 1]  # 2.5 1.5 1.0: a tie goes to the lower class
-    assert images.quota(np.array([1, 0, 6]), 2).tolist() == [0, 0, 2]  # 0.29 0 1.71
+    assert samples.quota(np.array([5, 3, 2]), 5).tolist() == [3, 1, 1]  # 2.5 1.5 1.0: a tie goes to the lower class
+    assert samples.quota(np.array([1, 0, 6]), 2).tolist() == [0, 0, 2]  # 0.29 0 1.71
 
 
 @given(st.integers(0, 100), st.floats(0.01, 0.99))
 def test_a_stratified_draw_leaves_one_of_every_class(seed: int, share: float) -> None:
     labels = np.array([0] * 40 + [1] * 7 + [3] * 1 + [4] * 2)
-    drawn = images.stratified(labels, share, generator(seed))
+    drawn = samples.stratified(labels, share, generator(seed))
     assert set(labels[~drawn]) == set(labels)
     counts = np.bincount(labels[drawn], minlength=5)
-    expected = np.minimum(images.quota(np.bincount(labels), round(share * 50)), [39, 6, 0, 0, 1])
+    expected = np.minimum(samples.quota(np.bincount(labels), round(share * 50)), [39, 6, 0, 0, 1])
     assert counts.tolist() == expected.tolist()
 
 
 def test_hold_out_takes_the_place_of_the_test_set() -> None:
     whole = images.digits()
     held = hold_out(whole, 0.1, generator())
-    assert (len(held.y_train), len(held.y_test)) == (1293, 144)
-    assert np.abs(np.bincount(held.y_test) - 14.4).max() < 1
-    rows = {x.tobytes() for x in whole.x_train}
-    parts = [{x.tobytes() for x in part} for part in (held.x_train, held.x_test)]
+    assert (len(held.train.labels), len(held.test.labels)) == (1293, 144)
+    assert np.abs(np.bincount(held.test.labels) - 14.4).max() < 1
+    rows = {x.tobytes() for x in every(whole.train)}
+    parts = [{x.tobytes() for x in part} for part in (every(held.train), every(held.test))]
     assert parts[0] | parts[1] == rows
-    assert not parts[1] & {x.tobytes() for x in whole.x_test}
-    lookup = {x.tobytes(): y for x, y in zip(whole.x_train, whole.y_train, strict=True)}
-    assert all(lookup[x.tobytes()] == y for x, y in zip(held.x_test, held.y_test, strict=True))
+    assert not parts[1] & {x.tobytes() for x in every(whole.test)}
+    lookup = {x.tobytes(): y for x, y in zip(every(whole.train), whole.train.labels, strict=True)}
+    assert all(lookup[x.tobytes()] == y for x, y in zip(every(held.test), held.test.labels, strict=True))
 
 
 def test_hold_out_follows_its_generator() -> None:
     whole = images.digits()
-    first, same, other = (hold_out(whole, 0.1, generator(seed)).x_test for seed in (1, 1, 2))
+    first, same, other = (every(hold_out(whole, 0.1, generator(seed)).test) for seed in (1, 1, 2))
     assert np.array_equal(first, same)
     assert not np.array_equal(first, other)
 
@@ -205,12 +207,14 @@ def test_hold_out_refuses_a_share_that_is_nothing() -> None:
 # ------------------------------------------------------------------------------------------------ npz
 def test_the_validation_split_leaves_the_test_split_alone(tmp_path: Path) -> None:
     path = write(tmp_path, **arrays())
-    plain = datasets.load("npz", generator(), path=path)
-    validated = datasets.load("npz", generator(), path=path, validation=0.25)
-    assert (len(plain.y_train), len(plain.y_test)) == (16, 4)
-    assert (len(validated.y_train), len(validated.y_test)) == (12, 4)
-    seen = {x.tobytes() for x in (*validated.x_train, *validated.x_test)}
-    assert seen == {x.tobytes() for x in plain.x_train}
+    plain, validated = (
+        datasets.load(loads("", ["data.name=npz", f"data.path={path}", f"data.validation={share}"]))
+        for share in (0, 0.25)
+    )
+    assert (len(plain.train.labels), len(plain.test.labels)) == (16, 4)
+    assert (len(validated.train.labels), len(validated.test.labels)) == (12, 4)
+    seen = {x.tobytes() for x in (*every(validated.train), *every(validated.test))}
+    assert seen == {x.tobytes() for x in every(plain.train)}
 
 
 @pytest.mark.parametrize(
@@ -227,26 +231,26 @@ def test_the_validation_split_leaves_the_test_split_alone(tmp_path: Path) -> Non
 def test_scales_and_shapes(x: Any, expected: float, tmp_path: Path) -> None:
     one = images.npz(write(tmp_path, x=x, y=np.arange(8) % 2), 0.5, generator())
     check_dataset(one)
-    assert (one.x_train == expected).all()
-    assert one.x_train.shape[1:] == ((1, 2, 3) if x.ndim == 3 else x.shape[1:])
+    assert (every(one.train) == expected).all()
+    assert every(one.train).shape[1:] == ((1, 2, 3) if x.ndim == 3 else x.shape[1:])
     assert one.name == "mine"
 
 
 def test_a_given_split_is_kept(tmp_path: Path) -> None:
     train, test = arrays(20), arrays(6)
     one = images.npz(write(tmp_path, **train, x_test=test["x"], y_test=test["y"], extra=1), 0.2, generator())
-    assert np.array_equal(one.x_train[:, 0] * 255, train["x"])
-    assert np.array_equal(one.y_train, train["y"])
-    assert np.array_equal(one.x_test[:, 0] * 255, test["x"])
-    assert np.array_equal(one.y_test, test["y"])
+    assert np.array_equal(every(one.train)[:, 0] * 255, train["x"])
+    assert np.array_equal(one.train.labels, train["y"])
+    assert np.array_equal(every(one.test)[:, 0] * 255, test["x"])
+    assert np.array_equal(one.test.labels, test["y"])
 
 
 def test_samples_keep_their_labels_through_the_draw(tmp_path: Path) -> None:
     y = np.arange(40, dtype=np.uint8) % 3
     one = images.npz(write(tmp_path, x=np.ones((40, 2, 2)) * y[:, None, None], y=y), 0.3, generator())
-    assert len(one.y_test) == 12
-    assert (one.x_test[:, 0, 0, 0] == one.y_test).all()
-    assert (one.x_train[:, 0, 0, 0] == one.y_train).all()
+    assert len(one.test.labels) == 12
+    assert (every(one.test)[:, 0, 0, 0] == one.test.labels).all()
+    assert (every(one.train)[:, 0, 0, 0] == one.train.labels).all()
 
 
 X, Y = arrays()["x"], arrays()["y"]
@@ -356,6 +360,6 @@ def test_a_damaged_file_is_refused_or_read_whole(compressed: bool, tmp_path: Pat
         except UserError:
             refusals += 1
         else:  # the bit was in a date or a name that nothing reads
-            assert np.array_equal(got.x_train, expected.x_train)
-            assert np.array_equal(got.y_train, expected.y_train)
+            assert np.array_equal(every(got.train), every(expected.train))
+            assert np.array_equal(got.train.labels, expected.train.labels)
     assert refusals > 150

@@ -8,8 +8,9 @@ import pytest
 
 from gradcheck import TOLERANCE, SmoothSpiking, smooth, worst
 from refsnn import config, twin
+from refsnn.chain import Residual, leaf_caches
 from refsnn.encode import direct
-from refsnn.layers import LAYERS, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, Linear, MaxPool2d, Spiking
+from refsnn.layers import LAYERS, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, Linear, MaxPool2d, Spiking, Vote
 from refsnn.models import build
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import Neuron
@@ -45,6 +46,7 @@ def layer_cases() -> dict:
         "max_pool": (MaxPool2d("pool", 2), (2, 5, 4)),
         "flatten": (Flatten("flat"), (2, 3, 2)),
         "dropout": (Dropout("drop", 0.4), (6,)),
+        "vote": (Vote("vote", 3), (6,)),
     }
 
 
@@ -107,15 +109,28 @@ NETWORKS = [
     {"neuron.preset": "spikingjelly"}, {"neuron.preset": "snntorch"},
     {"neuron.preset": "norse", "neuron.v_threshold": 0.2},
     {"structure.density": 1.0}, {"structure.density": 0.05},
+    {"model.layers": "3C3 4Rs2 4R AP2 FC8/nobias FC VOTE2"}, {"model.layers": "3C3s2/nonorm 4C1/nolif 4R GAP FC"},
 ]
+
+
+def make_smooth(layers: list) -> None:
+    """Replace spiking layers by smooth ones, in residual blocks too."""
+    for k, layer in enumerate(layers):
+        if isinstance(layer, Residual):
+            make_smooth(layer.body)
+            make_smooth(layer.shortcut)
+        elif isinstance(layer, Spiking):
+            layers[k] = smooth(layer)
 
 
 @pytest.mark.parametrize("settings", NETWORKS, ids=lambda s: " ".join(str(v) for v in s.values()))
 def test_backward_of_a_whole_network_is_its_derivative(settings: dict) -> None:
-    base = {"dtype": "float64", "model.channels": [2, 3], "model.hidden": 6, "encode.steps": T}
+    base = {"dtype": "float64", "encode.steps": T}
+    chain = "model.layers" in settings
+    base |= {"model.name": "layers"} if chain else {"model.channels": [2, 3], "model.hidden": 6}
     keys = config.load("tiny", [f"{k}={config.literal(v)}" for k, v in (base | settings).items()])
     network = build(keys, (1, 8, 8), 5)
-    network.layers = [smooth(one) if isinstance(one, Spiking) else one for one in network.layers]
+    make_smooth(network.layers)
     for weight in network.weights.values():
         weight.data[:] *= 3             # enough drive for every layer to fire: gradients far above rounding
     draw = np.random.default_rng(3)
@@ -126,14 +141,14 @@ def test_backward_of_a_whole_network_is_its_derivative(settings: dict) -> None:
         return network.forward(x, True, rng, NO_RECORD)
 
     logits, caches = forward()
-    for layer, cache in zip(network.layers, caches, strict=True):
+    for layer, cache in leaf_caches(network.layers, caches):
         if isinstance(layer, SmoothSpiking):
             layer.freeze(cache[1])
     gradients = network.backward(LOSSES[keys.train.loss](logits, labels)[1], caches, NO_RECORD)
 
     def sides() -> list:
-        spiking = [side for layer in network.layers if isinstance(layer, SmoothSpiking) for side in layer.side]
-        caches = zip(network.layers, forward()[1], strict=True)
+        spiking = [side for layer in network.leaves if isinstance(layer, SmoothSpiking) for side in layer.side]
+        caches = leaf_caches(network.layers, forward()[1])
         return spiking + [cache[0] for layer, cache in caches if isinstance(layer, MaxPool2d)]
 
     def loss() -> float:

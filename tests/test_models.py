@@ -8,8 +8,9 @@ import pytest
 
 from conftest import data_of, tiny, train_tiny
 from refsnn.errors import UserError
-from refsnn.models import build, complete, initial_weight, neuron_of
+from refsnn.models import build, complete, initial_weight
 from refsnn.ops.neuron import NEURONS
+from refsnn.plan import neuron_of
 from refsnn.train import start
 
 

@@ -18,7 +18,6 @@ from refsnn import plot, runs, series, trace
 from refsnn.datasets import load
 from refsnn.errors import UserError
 from refsnn.ops.sparse import SparseWeight, from_dense
-from refsnn.rng import stream
 from refsnn.trace import Record
 from refsnn.train import start, train
 
@@ -198,7 +197,7 @@ def test_a_real_run(tmp_path):
 
     config = configuration.load("tiny", ["train.iterations=2", "train.epochs=1", "rewire.scope=neuron"])
     runs.create(tmp_path / "run", config)
-    data = load("digits", stream(config.seed, "split"))
+    data = load(config)
     state = start(config, data)
     train(state, data, Watcher())
     assert [path.name for path in plot.plot_runs([tmp_path / "run"], tmp_path / "out")] == FIGURES

@@ -12,7 +12,7 @@ import pytest
 from refsnn import config as configuration
 from refsnn import datasets, runs, schema, show, trace, twin
 from refsnn.models import complete
-from refsnn.rng import stream
+from refsnn.schema import Config
 from refsnn.train import State, start, train_step
 
 
@@ -23,7 +23,7 @@ def definitions() -> Any:
 
 
 def prepared(*overrides: str) -> tuple[State, datasets.Dataset]:
-    data = datasets.load("digits", stream(0, "split"))
+    data = datasets.load(Config())
     return start(configuration.load("tiny", overrides), data), data
 
 
@@ -80,7 +80,7 @@ def test_layers_count_weights_and_multiply_adds() -> None:
 
 
 def test_thousands_are_separated() -> None:
-    data = datasets.load("digits", stream(0, "split"))
+    data = datasets.load(Config())
     lines = show.layers(start(configuration.load("digits"), data).network, 4)
     assert "52,768" in cells(lines, "total")
     assert "32,768" in cells(lines, "fc1")
@@ -99,7 +99,7 @@ def test_memory_is_what_a_run_holds(kind: str, grow: str, dtype: str) -> None:
     state.epoch = 0
     state.iteration = 1     # a rewire follows this epoch
     state.batch = 22        # and this step, so that every rule looks at its gradient
-    train_step(state, data.x_train[:8], data.y_train[:8], 23)
+    train_step(state, data.train.batch(np.arange(8), 0), data.train.labels[:8], 23)
     weights = state.network.weights.values()
     assert claimed("weights in CSR") == sum(w.data.nbytes + w.indices.nbytes + w.indptr.nbytes for w in weights)
     moments = state.optimizer.state.values()
@@ -147,7 +147,7 @@ def test_a_neuron_written_out_is_the_default_still() -> None:
 
 
 def test_a_configuration_names_its_data() -> None:
-    data = datasets.load("digits", stream(0, "split"))
+    data = datasets.load(Config())
     text = "\n".join(show.configuration("tiny", configuration.load("tiny"), data))
     assert "digits: 1,437 training samples, 360 test samples, 10 classes" in text
     assert "input 1×8×8, T = 2" in text

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
-from conftest import Watcher, data_of, tiny
+from conftest import Watcher, data_of, first, tiny
 from refsnn import config as configuration
 from refsnn import safe_read, trace, twin
 from refsnn.datasets import Dataset
@@ -54,9 +53,7 @@ Values = dict[str, np.ndarray]
 
 def samples(config: Config) -> Dataset:
     """The first digits."""
-    data = data_of(config)
-    arrays = {name: getattr(data, name)[:SAMPLES] for name in ("x_train", "y_train", "x_test", "y_test")}
-    return replace(data, **arrays)
+    return first(data_of(config), SAMPLES, SAMPLES)
 
 
 @cache
@@ -290,12 +287,12 @@ def test_the_equations_of_a_rewire_hold() -> None:
 def test_what_was_drawn_is_recorded() -> None:
     v = values_of(traced("rewire.grow=random"))
     data = samples(tiny())
-    order = [stream(0, "shuffle", epoch).permutation(len(data.x_train)) for epoch in range(3)]
+    order = [stream(0, "shuffle", epoch).permutation(len(data.train)) for epoch in range(3)]
     recorded = np.concatenate([v[f"step_{k:04d}/rng/order"] for k in range(9)])
     np.testing.assert_array_equal(recorded, np.concatenate(order))
     for k in (0, 4):
-        np.testing.assert_array_equal(v[f"step_{k:04d}/input/x"], data.x_train[v[f"step_{k:04d}/rng/order"]])
-        np.testing.assert_array_equal(v[f"step_{k:04d}/input/y"], data.y_train[v[f"step_{k:04d}/rng/order"]])
+        np.testing.assert_array_equal(v[f"step_{k:04d}/input/x"], data.train.batch(v[f"step_{k:04d}/rng/order"], 0))
+        np.testing.assert_array_equal(v[f"step_{k:04d}/input/y"], data.train.labels[v[f"step_{k:04d}/rng/order"]])
     for name in WEIGHTS:
         np.testing.assert_array_equal(v[f"step_0008/rng/growth/{name}"], v[f"step_0008/stage2/{name}/grow_score"])
     assert not any("growth" in name and "rng" not in name for name in v), "random growth keeps no average"
@@ -370,9 +367,9 @@ def test_killed_in_the_midst_leaves_no_trace(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from refsnn import config, datasets, rng, tracing
+from refsnn import config, datasets, tracing
 tiny = config.load("tiny", ["train.batch=16"])
-data = datasets.load("digits", rng.stream(0, "split"))
+data = datasets.load(tiny)
 tracing.trace(tiny, data, 500, Path(sys.argv[1]), (), lambda line: print(line, flush=True))
 """
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from conftest import Watcher, data_of, tiny, train_tiny
+from conftest import Watcher, data_of, every, tiny, train_tiny
 from refsnn import twin
 from refsnn.errors import UserError
 from refsnn.rewire import GROW
@@ -170,7 +170,7 @@ def test_the_growth_memory_is_the_average_of_the_dense_gradients() -> None:
     average = dict.fromkeys(state.network.weights, 0.0)
     for _ in range(3):
         rec = Recorder()
-        train_step(state, data.x_train[:16], data.y_train[:16], 23, rec)
+        train_step(state, data.train.batch(np.arange(16), 0), data.train.labels[:16], 23, rec)
         found = {r.name: r.value for r in rec.records}
         for name in average:
             g = found[f"backward/{name.removesuffix('.weight')}/dweight_dense"]
@@ -250,7 +250,7 @@ def test_a_number_that_is_not_finite_stops_with_the_layer_where_it_began(spoil: 
     state.network.parameters[spoil][0] = np.nan
     before = records(state)
     with pytest.raises(UserError, match=f"not finite, first in {where}"):
-        train_step(state, data.x_train[:8], data.y_train[:8], 23)
+        train_step(state, data.train.batch(np.arange(8), 0), data.train.labels[:8], 23)
     assert records(state) == before
 
 
@@ -261,7 +261,7 @@ def test_a_learning_rate_that_diverges_is_reported() -> None:
 
 def test_validation_never_touches_the_test_set() -> None:
     whole, part = data_of(tiny()), data_of(tiny("data.validation=0.2"))
-    assert len(part.x_train) + len(part.x_test) == len(whole.x_train)
-    pool = {x.tobytes() for x in whole.x_train}
-    assert {x.tobytes() for x in part.x_test} <= pool
+    assert len(part.train) + len(part.test) == len(whole.train)
+    pool = {x.tobytes() for x in every(whole.train)}
+    assert {x.tobytes() for x in every(part.test)} <= pool
     assert train_tiny("data.validation=0.2", "train.iterations=1").metrics[0]["evaluated_on"] == "validation"

@@ -11,7 +11,6 @@ from refsnn import config as configuration
 from refsnn import datasets, twin, walk
 from refsnn.errors import UserError
 from refsnn.pq import rewiring_count
-from refsnn.rng import stream
 from refsnn.train import measure, start
 
 
@@ -23,7 +22,7 @@ def definitions() -> Any:
 
 def lines(*overrides: str, layer: str | None = None, rows: int = 10) -> list[str]:
     config = configuration.load("tiny", ["train.batch=16", *overrides])
-    return list(walk.walk(config, datasets.load("digits", stream(0, "split")), layer, rows))
+    return list(walk.walk(config, datasets.load(config), layer, rows))
 
 
 def section(text: list[str], head: str) -> list[str]:
@@ -81,7 +80,8 @@ def test_the_numbers_in_the_equations_give_their_results(keys: list[str]) -> Non
 
 
 def test_equal_weights_retain_all_in_the_text_too() -> None:
-    state = start(configuration.load("tiny", ["rewire.eta=0"]), datasets.load("digits", stream(0, "split")))
+    config = configuration.load("tiny", ["rewire.eta=0"])
+    state = start(config, datasets.load(config))
     state.network.weights["fc1.weight"].data[:] = 0.3       # r = d but for rounding, which must not count as one more
     found = measure(state)
     text = "\n".join(walk.measured(state, found, walk._view(state, found, "fc1.weight", 4)))
@@ -158,7 +158,7 @@ def test_a_connection_that_may_not_return_is_said_to() -> None:
 
 def test_ties_at_the_cut_are_told_apart() -> None:
     config = configuration.load("tiny", ["rewire.scope=layer"])
-    state = start(config, datasets.load("digits", stream(0, "split")))
+    state = start(config, datasets.load(config))
     state.network.weights["fc1.weight"].data[:] = 0.5
     found = measure(state)
     prune = np.array([0, 0, 2, 0])

@@ -29,7 +29,6 @@ from refsnn.models import complete
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import NEURONS, Neuron
 from refsnn.ops.sparse import from_dense
-from refsnn.rng import stream
 from refsnn.schema import Config
 from refsnn.trace import Record, Recorder
 from refsnn.train import State, start, train
@@ -263,7 +262,7 @@ def traced(config: Config, given: dict[str, Array], steps: int) -> Records:
 
 def data_of(config: Config) -> Dataset:
     """The data set of a configuration."""
-    return load(config.data.name, stream(config.seed, "split"), validation=config.data.validation)
+    return load(config)
 
 
 def trace_outputs(given: Records, attributes: Attributes) -> Records:
@@ -283,7 +282,7 @@ def trace_file(overrides: tuple[str, ...], first: Callable[[Config], dict[str, A
     config = run_config(overrides)
     given = first(configuration.load("tiny", overrides))
     if steps is None:
-        steps = tracing.total_steps(config, len(data_of(config).x_train))
+        steps = tracing.total_steps(config, len(data_of(config).train))
     attributes = {"kind": "trace", "steps": steps, "seed": config.seed, "dtype": config.dtype,
                   "config": configuration.dumps(config), "config_hash": configuration.config_hash(config)}
     return traced(config, given, steps), attributes

@@ -23,7 +23,6 @@ from refsnn.config import load
 from refsnn.datasets import Dataset
 from refsnn.encode import direct
 from refsnn.ops.loss import LOSSES
-from refsnn.rng import stream
 from refsnn.trace import NO_RECORD, Recorder
 from refsnn.train import State, start, train
 
@@ -50,12 +49,12 @@ def setting(scope: str, preset: str, kind: str, pool: str = "average") -> tuple[
             "train.batch": BATCH, "rewire.scope": scope, "rewire.preset": preset, "optim.kind": kind}
     keys |= {f"train.{k}": v for k, v in course.items()} | {f"optim.{k}": v for k, v in optimiser.items()}
     config = load("digits", [f"{k}={v}" for k, v in keys.items()])
-    data = datasets.load("digits", stream(config.seed, "split"))
-    data = replace(data, x_test=data.x_test[:100], y_test=data.y_test[:100])
+    data = datasets.load(config)
+    data = replace(data, test=datasets.Subset(data.test, np.arange(100)))
     state = start(config, data)
     network, weights = state.network, state.network.weights
     settings = Settings(scope=scope, inner=preset == "figures", regrow_share=int(preset == "literal"), optimizer=kind,
-                        pool=pool, steps_per_epoch=-(-len(data.x_train) // BATCH), **course, **optimiser)
+                        pool=pool, steps_per_epoch=-(-len(data.train) // BATCH), **course, **optimiser)
     peer = Method(
         settings,
         {name: torch.from_numpy(w.dense()) for name, w in weights.items()},
@@ -92,7 +91,8 @@ class Seen(Recorder):
 
 def images(data: Dataset, chosen: Array) -> tuple[torch.Tensor, torch.Tensor]:
     """These training samples as the peer takes them."""
-    return torch.from_numpy(data.x_train[chosen].astype(np.float64)), torch.from_numpy(data.y_train[chosen])
+    x = data.train.batch(chosen, 0).astype(np.float64)
+    return torch.from_numpy(x), torch.from_numpy(data.train.labels[chosen])
 
 
 def check_network(table: Table) -> None:
@@ -101,9 +101,9 @@ def check_network(table: Table) -> None:
     for pool in ("average", "max"):
         state, data, peer = setting("layer", "figures", "adam", pool)
         rec, chosen = Seen(), np.arange(BATCH)
-        encoded = direct(data.x_train[chosen], 4, np.float64)
+        encoded = direct(data.train.batch(chosen, 0), 4, np.float64)
         logits, caches = state.network.forward(encoded, True, np.random.default_rng, rec)
-        dlogits = LOSSES["tet"](logits, data.y_train[chosen])[1]
+        dlogits = LOSSES["tet"](logits, data.train.labels[chosen])[1]
         found = state.network.backward(dlogits, caches, NO_RECORD, dense=True)
         _, theirs, spikes = peer.gradients(*images(data, chosen))
         for name, s in spikes.items():
@@ -155,8 +155,9 @@ class SideBySide:
 
     def on_epoch(self, state: State) -> None:
         """The peer evaluates, measures and rewires as refsnn has just done."""
-        logits = self.peer.predict(torch.from_numpy(self.data.x_test.astype(np.float64)))
-        losses = [torch.nn.functional.cross_entropy(step, torch.from_numpy(self.data.y_test)) for step in logits]
+        test = self.data.test
+        logits = self.peer.predict(torch.from_numpy(test.batch(np.arange(len(test)), 0).astype(np.float64)))
+        losses = [torch.nn.functional.cross_entropy(step, torch.from_numpy(test.labels)) for step in logits]
         self.evaluations.see(state.metrics[-1]["test_loss"], torch.stack(losses).mean().item())
         plans = self.peer.end_epoch()
         inner = self.peer.epoch < self.peer.settings.epochs - 1

@@ -1,4 +1,4 @@
-"""Image data sets: the embedded UCI digits, anyone's arrays in an npz file, and a stratified share to hold out.
+"""Small image data sets: the embedded UCI digits, and anyone's arrays in an npz file.
 
 A data set whose files are not named by the user is looked for in `$REFSNN_DATA/NAME`, then in `data/NAME` of a clone of
 the repository, then in the installed package. The first folder that holds the files is used.
@@ -8,7 +8,6 @@ import hashlib
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refsnn.datasets.samples import Dataset, InMemory, stratified
 from refsnn.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -29,28 +29,17 @@ DAMAGED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Training and test samples.
-
-    x_train, x_test: (n, C, H, W) images or (n, T, C, H, W) frames, float32.
-    y_train, y_test: (n,) int64 in 0..classes-1.
-    """
-
-    name: str
-    x_train: Array
-    y_train: Array
-    x_test: Array
-    y_test: Array
-    classes: int
-
-
 # ---------------------------------------------------------------------------------------------------- finding files
 def places(name: str) -> list[Path]:
     """The folders in which a data set is looked for, in order."""
     package = Path(__file__).resolve().parents[1]
     own = [Path(os.environ["REFSNN_DATA"]).expanduser()] if os.environ.get("REFSNN_DATA") else []
     return [root / name for root in (*own, package.parent / "data", package / "data")]
+
+
+def roots(name: str, path: str) -> list[Path]:
+    """The folders in which the official files of a data set are looked for: the one given, or all `places`."""
+    return [Path(path).expanduser()] if path else [where for place in places(name) for where in (place, place.parent)]
 
 
 def find(name: str, files: tuple[str, ...]) -> Path:
@@ -61,52 +50,6 @@ def find(name: str, files: tuple[str, ...]) -> Path:
     looked = ", ".join(str(folder) for folder in places(name))
     remedy = "put them in one of these folders, or set REFSNN_DATA to the folder that contains " + name
     raise UserError(f"data set {name}: no folder has {' and '.join(files)}; looked in {looked}; {remedy}")
-
-
-# ---------------------------------------------------------------------------------------------------- stratified split
-def quota(counts: Array, total: int) -> Array:
-    """How many samples of each class a share of `total` takes: proportional, remainders to the largest fractions.
-
-    counts: (K,) samples per class.   Returns (K,) integers; ties go to the lower class.
-    Source: the largest remainder method.
-    """
-    exact_times_n = counts.astype(np.int64) * total
-    taken, remainder = np.divmod(exact_times_n, counts.sum())
-    largest_first = np.argsort(-remainder, kind="stable")
-    taken[largest_first[: total - taken.sum()]] += 1
-    return taken
-
-
-def stratified(labels: Array, share: float, generator: np.random.Generator) -> Array:
-    """Draw round(share * n) samples, of each class its `quota`, but never the last one of a class.
-
-    labels: (n,) integers.   Returns a bool mask (n,), True for the samples drawn.
-    """
-    counts = np.bincount(labels)
-    taken = np.minimum(quota(counts, round(share * len(labels))), np.maximum(counts - 1, 0))
-    drawn = np.zeros(len(labels), bool)
-    for label, count in enumerate(taken):
-        drawn[generator.permutation(np.flatnonzero(labels == label))[:count]] = True
-    return drawn
-
-
-def hold_out(dataset: Dataset, share: float, generator: np.random.Generator) -> Dataset:
-    """Put a stratified share of the training set in the place of the test set, which is left out altogether.
-
-    | Parameter | Default | Unit | Meaning                                              |
-    |-----------|---------|------|------------------------------------------------------|
-    | share     |         | 1    | of the training samples, in (0, 1)                   |
-    | generator |         |      | decides which ones                                   |
-
-    Raises ValueError for a share outside (0, 1), UserError where it comes to no sample at all.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"share must be in (0, 1), got {share}")
-    held = stratified(dataset.y_train, share, generator)
-    if not held.any():
-        raise UserError(f"data set {dataset.name}: a share of {share} of {len(held)} samples holds out none; raise it")
-    x, y = dataset.x_train, dataset.y_train
-    return replace(dataset, x_train=x[~held], y_train=y[~held], x_test=x[held], y_test=y[held])
 
 
 # ---------------------------------------------------------------------------------------------------- digits
@@ -125,7 +68,7 @@ def digits() -> Dataset:
         x = arrays["images"][:, np.newaxis].astype(np.float32) / np.float32(16)
         y = arrays["labels"].astype(np.int64)
     test = _read_indices(folder / "test_indices.txt", len(y))
-    return Dataset("digits", x[~test], y[~test], x[test], y[test], 10)
+    return Dataset("digits", InMemory(x[~test], y[~test]), InMemory(x[test], y[test]), 10)
 
 
 def _read_indices(file: Path, n: int) -> Array:
@@ -173,11 +116,11 @@ def npz(path: str, test_share: float, generator: np.random.Generator) -> Dataset
     if x_test:
         if x.shape[1:] != x_test[0].shape[1:]:
             raise UserError(f"{file}: a sample of x is {x.shape[1:]}, of x_test {x_test[0].shape[1:]}; make them equal")
-        return Dataset(file.stem, x, y, x_test[0], y_test[0], classes)
+        return Dataset(file.stem, InMemory(x, y), InMemory(x_test[0], y_test[0]), classes)
     test = stratified(y, test_share, generator)
     if not test.any():
         raise UserError(f"{file}: a test share of {test_share} of {len(y)} samples is none; raise data.test_share")
-    return Dataset(file.stem, x[~test], y[~test], x[test], y[test], classes)
+    return Dataset(file.stem, InMemory(x[~test], y[~test]), InMemory(x[test], y[test]), classes)
 
 
 def _unreadable(file: Path, error: BaseException) -> UserError:

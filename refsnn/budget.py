@@ -1,0 +1,151 @@
+"""What a training step will need, before it runs: multiply-adds and memory, and whether the machine has that much.
+
+Memory is estimated from the layers, without running them:
+
+    what a step keeps for its backward pass      every array that a layer's cache holds, counted once (exact: a test)
+  + what is alive beside it for a moment         BESIDE arrays of the size of the largest map
+  + what a run holds between two steps           weights, optimiser, growth memory, masks
+  + the gradients of one step                    of the active weights, and dense ones where regrowth reads them
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refsnn.chain import Residual
+from refsnn.errors import UserError
+from refsnn.evaluate import synapses
+from refsnn.layers import BatchNorm, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, Spiking
+from refsnn.models import Network
+from refsnn.rewire import GROW
+from refsnn.schema import Config
+
+Shape = tuple[int, ...]
+MOMENTS = {"sgd": (1, 0), "adam": (2, 4), "adamw": (2, 4)}      # a weight's: numbers of the run's dtype, other bytes
+BESIDE = 5      # the gradient that arrives, the one that leaves, the slope, and two padded copies inside a kernel
+PROGRAM = 250 << 20     # bytes of Python, NumPy, Numba and the compiled kernels
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Numbers per sample and time step that a chain keeps, others in bytes, and its output.
+
+    | Field   | Meaning                                                                     |
+    |---------|-----------------------------------------------------------------------------|
+    | numbers | kept, in numbers of the run's dtype                                         |
+    | bytes   | kept besides, in bytes                                                      |
+    | largest | numbers of the largest map                                                  |
+    | shape   | of the output of one sample                                                 |
+    | counted | whether the output is an array that is counted already                      |
+    """
+
+    numbers: float
+    bytes: float
+    largest: int
+    shape: Shape
+    counted: bool
+
+
+def kept(layers: Sequence[Layer], shape: Shape, counted: bool = False) -> Kept:
+    """What a chain of layers keeps of every sample and step, its input of `shape` included where a layer keeps it."""
+    numbers, others, largest = 0.0, 0.0, math.prod(shape)
+    for layer in layers:
+        if isinstance(layer, Residual):
+            body = kept(layer.body, shape, counted)
+            shortcut = kept(layer.shortcut, shape, True)
+            numbers, others = numbers + body.numbers + shortcut.numbers, others + body.bytes + shortcut.bytes
+            largest, shape, counted = max(largest, body.largest), body.shape, False
+            continue
+        size = math.prod(shape)
+        if isinstance(layer, Conv2d | Linear | BatchNorm) and not counted:
+            numbers += size                         # its input
+        if isinstance(layer, Spiking):
+            numbers += 2 * size                     # membrane and spikes
+        shape = layer.output_shape(shape)
+        if isinstance(layer, MaxPool2d):
+            others += math.prod(shape) * np.dtype(np.int32).itemsize        # the winners
+        if isinstance(layer, Dropout):
+            numbers += size                         # its scale is one step's: counted as all steps', a little too much
+        if not isinstance(layer, Flatten):
+            counted = isinstance(layer, Spiking)
+        largest = max(largest, math.prod(shape))
+    return Kept(numbers, others, largest, shape, counted)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One training step and what is held around it.
+
+    | Field       | Unit  | Meaning                                                                        |
+    |-------------|-------|--------------------------------------------------------------------------------|
+    | active, all | 1     | sparse weights                                                                 |
+    | macs, dense | 1     | multiply-adds of one sample over all steps, over active and over all weights   |
+    | step        | bytes | activations of a batch: kept, and beside                                       |
+    | held        | bytes | between two steps, and the gradients of one                                    |
+    """
+
+    active: int
+    all: int
+    macs: int
+    dense: int
+    step: float
+    held: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes that the process will need at its peak."""
+        return self.step + self.held + PROGRAM
+
+
+def holdings(network: Network, config: Config) -> dict[str, int]:
+    """Bytes of what a run holds between two steps, by what it is."""
+    weights = network.weights.values()
+    item, (numbers, extra) = np.dtype(config.dtype).itemsize, MOMENTS[config.optim.kind]
+    places = sum(w.size for w in weights)
+    return {
+        "weights in CSR form (value, column, row starts)":
+            sum(w.data.nbytes + w.indices.nbytes + w.indptr.nbytes for w in weights),
+        "biases and batch norm": sum(a.nbytes for name, a in network.parameters.items() if name not in network.weights),
+        f"optimiser state ({config.optim.kind})":
+            sum(a.size for a in network.parameters.values()) * (numbers * item + extra),
+        f"growth memory ({config.rewire.grow}; at every place, connected or not)":
+            len(GROW[config.rewire.grow].reads) * places * item,
+        "masks kept for the tables (three, one byte a place)": 3 * places,
+    }
+
+
+def budget(network: Network, config: Config) -> Budget:
+    """The budget of a training step of this network with `train.batch` samples."""
+    item, samples = np.dtype(config.dtype).itemsize, config.encode.steps * config.train.batch
+    need = kept(network.layers, network.input_shape)
+    weights = network.weights.values()
+    active, places = sum(w.nnz for w in weights), sum(w.size for w in weights)
+    busy, dense = (config.encode.steps * n for n in synapses(network))
+    gradients = item * (active + 2 * places * bool(GROW[config.rewire.grow].reads))     # dense, and once in the making
+    step = samples * (item * (need.numbers + BESIDE * need.largest) + need.bytes)
+    return Budget(active, places, busy, dense, step, sum(holdings(network, config).values()) + gradients)
+
+
+def available_memory() -> int | None:
+    """Bytes that the system can give to a process without swapping; None where it does not say (not Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, UnicodeDecodeError, IndexError):
+        return None
+    return int(kilobytes) * 1024
+
+
+def require_memory(need: Budget, config: Config, available: int | None) -> None:
+    """Raise UserError, with the remedy, where a training step will not fit into memory."""
+    if available is None or need.memory <= available:
+        return
+    room = available - need.held - PROGRAM
+    batch = int(config.train.batch * room / need.step) if room > 0 else 0
+    remedy = (f"set train.batch to {batch} or less, or lower encode.steps (T)" if batch >= 1
+              else "take a smaller network, or a machine with more memory")
+    raise UserError(f"train.batch = {config.train.batch}, encode.steps = {config.encode.steps}: a training step needs "
+                    f"about {need.memory / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB are free; {remedy}")

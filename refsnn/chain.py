@@ -1,0 +1,84 @@
+"""Chains of layers, run forwards and backwards, and the residual block that joins two of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from refsnn.layers import Draw, Gradients, Layer, Records
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Residual:
+    """Two chains of the same input, added: y = body(x) + shortcut(x); an empty shortcut is x itself."""
+
+    name: str
+    body: list[Layer]
+    shortcut: list[Layer]
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of the body."""
+        for layer in self.body:
+            shape = layer.output_shape(shape)
+        return shape
+
+    def parameters(self) -> dict[str, Array]:
+        """Those of both chains."""
+        return {name: a for layer in (*self.body, *self.shortcut) for name, a in layer.parameters().items()}
+
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
+        """Return (y, (caches of the body, caches of the shortcut))."""
+        along, body = chain_forward(self.body, x, training, rng, rec)
+        beside, shortcut = chain_forward(self.shortcut, x, training, rng, rec)
+        y = along + beside
+        rec.samples(f"forward/{self.name}/y", y)
+        return y, (body, shortcut)
+
+    def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
+        """Return (dx, gradients): the gradients of x along both ways, added."""
+        beside, theirs = chain_backward(self.shortcut, dy, cache[1], rec, dense)
+        along, ours = chain_backward(self.body, dy, cache[0], rec, dense)
+        dx = along + beside
+        rec.samples(f"backward/{self.name}/dx", dx)
+        return dx, ours | theirs
+
+
+# ------------------------------------------------------------------------------------------------ chains of layers
+
+
+def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, list[Any]]:
+    """Run layers one after the other; the output, and what each keeps for backward."""
+    caches = []
+    for layer in layers:
+        x, cache = layer.forward(x, training, rng, rec)
+        caches.append(cache)
+    return x, caches
+
+
+def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Records, dense: bool
+                   ) -> tuple[Array, Gradients]:
+    """Run layers backwards, from the last to the first; the gradient of the input, and those of all parameters."""
+    gradients: Gradients = {}
+    for layer, cache in zip(reversed(layers), reversed(caches), strict=True):
+        dy, own = layer.backward(dy, cache, rec, dense)
+        gradients |= own
+    return dy, gradients
+
+
+def leaves(layers: list[Layer]) -> Iterator[Layer]:
+    """Every layer in order of execution, those of residual blocks one by one, without the blocks themselves."""
+    for layer in layers:
+        yield from leaves([*layer.body, *layer.shortcut]) if isinstance(layer, Residual) else (layer,)
+
+
+def leaf_caches(layers: list[Layer], caches: list[Any]) -> Iterator[tuple[Layer, Any]]:
+    """The same with what each layer kept."""
+    for layer, cache in zip(layers, caches, strict=True):
+        if isinstance(layer, Residual):
+            yield from leaf_caches(layer.body, cache[0])
+            yield from leaf_caches(layer.shortcut, cache[1])
+        else:
+            yield layer, cache
