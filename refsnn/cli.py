@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from refsnn.errors import UserError
-from refsnn.progress import Progress, announcing, tell
+from refsnn.progress import Progress, announcing, counting, tell
 
 if TYPE_CHECKING:
     from refsnn.datasets import Dataset
@@ -90,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show a traceback where an error is one line otherwise")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_train, _add_evaluate, _add_show, _add_step, _add_trace, _add_compare, _add_measure, _add_plot):
+    for add in (_add_train, _add_evaluate, _add_show, _add_step, _add_trace, _add_compare, _add_measure, _add_plot,
+                _add_data):
         add(commands)
     return parser
 
@@ -190,7 +191,8 @@ def _load_data(config: "Config") -> "Dataset":
     """The data of a configuration, split as its seed says."""
     from refsnn import datasets
 
-    return datasets.load(config)
+    with counting("converting recordings to frames") as tell_count:
+        return datasets.load(config, tell_count)
 
 
 def _free_folder(name: str, seed: int) -> Path:
@@ -388,4 +390,39 @@ def plot(args: argparse.Namespace) -> int:
         _print([str(plot_mask(args.runs[0], args.out, args.layer))])
     else:
         _print(str(path) for path in plot_runs(args.runs, args.out))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def _add_data(commands: Any) -> None:
+    parser = _command(commands, "data", data, "list the data sets, check their files, simulate an event camera",
+                      "refsnn data check cifar10\n  refsnn data simulate --per-class 10 --out simulated/cifar10dvs")
+    what = parser.add_subparsers(dest="what", metavar="list|check|simulate", required=True)
+    what.add_parser("list", help="every data set: where it was found, or what is looked for and where")
+    check = what.add_parser("check", help="verify the files of a data set: checksums, counts, labels")
+    check.add_argument("name", metavar="NAME", help="cifar10, cifar100, cifar10dvs, nmnist or digits")
+    simulate = what.add_parser("simulate", help="write event recordings of still images, in the layout of CIFAR10-DVS")
+    simulate.add_argument("--from", dest="source", choices=("cifar10", "cifar100"), default="cifar10",
+                          help="training images that are moved before the camera; default: cifar10")
+    simulate.add_argument("--per-class", type=int, required=True, metavar="N", help="recordings of each class")
+    simulate.add_argument("--seed", type=int, default=0, help="of the camera's noise; default: 0")
+    simulate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; what is there is kept")
+    for one in (check, simulate):
+        one.add_argument("--path", default="", metavar="DIR", help="folder of the data set; default: search")
+
+
+def data(args: argparse.Namespace) -> int:
+    """List, check or simulate data."""
+    from refsnn import stock
+
+    if args.what == "list":
+        _print(stock.listing())
+        return 0
+    if args.what == "check":
+        lines, well = stock.check(args.name, args.path)
+        _print(lines)
+        return 0 if well else 1
+    stock.simulate(args.source, args.path, args.per_class, args.seed, args.out, tell)
     return 0

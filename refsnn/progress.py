@@ -37,6 +37,27 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function (done, all) that moves a bar on a terminal, and elsewhere says once what is being done."""
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+
+    def count(done: int, total: int) -> None:
+        if done == 1 and not sys.stderr.isatty():
+            tell(f"{what}: {total:,}, once; they are kept for the next time")
+        if done == 1:
+            bars.append(tqdm(total=total, desc=what, dynamic_ncols=True, disable=not sys.stderr.isatty()))
+        bars[-1].update(1)
+
+    try:
+        yield count
+    finally:
+        for bar in bars:
+            bar.close()
+
+
 class Progress:
     """Watches a training (train.Watcher): a bar on a terminal, else a line an epoch; saves; stops on a signal."""
 

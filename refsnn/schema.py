@@ -58,6 +58,31 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class EventsConfig:
+    """[events]: how recordings of an event camera become encode.steps frames (cifar10dvs, nmnist)."""
+
+    frames_by: Literal["number", "time"] = key(
+        "number", "", "Frames of equal numbers of events (choice; as TET), or of equal time."
+    )
+    remainder: Literal["last", "drop"] = key(
+        "last", "", "Events left over: in the last frame (as SpikingJelly), or dropped (as tonic)."
+    )
+    size: int = key(0, "[0, inf)", "Edge in pixels that frames are resized to; 0: as recorded; the paper: 48.")
+    resize: Literal["antialias", "bilinear", "nearest", "area", "tet"] = key(
+        "antialias", "", "How they are resized; no way is agreed on (refsnn/datasets/resize.py)."
+    )
+    convention: str = key(
+        "spikingjelly", "", "Orientation and polarity that addresses of AEDAT 2.0 are read by.",
+        registry="datasets.events:CONVENTIONS",
+    )
+    split: str = key(
+        "spikingjelly", "", "Which recordings of cifar10dvs are for testing, a tenth of each class.",
+        registry="datasets.recordings:SPLITS",
+    )
+    cache: str = key("", "", "Folder for converted frames; empty: refsnn, in the user's folder for caches.")
+
+
+@dataclass(frozen=True)
 class EncodeConfig:
     """[encode]: from a sample to the input at every time step."""
 
@@ -231,6 +256,7 @@ class Config:
     seed: int = key(0, "[0, 4294967295]", "Every random number of the run follows from it.")
     dtype: Literal["float32", "float64"] = key("float32", "", "Floating-point type of weights, spikes and gradients.")
     data: DataConfig = field(default_factory=DataConfig)
+    events: EventsConfig = field(default_factory=EventsConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -21,9 +21,9 @@ ALLOWED = {
     "optim": "", "metrics": "", "encode": "", "trace": "",
     "config": "", "topology": "pq", "rewire": "pq topology",
     "datasets/samples": "", "datasets/augment": "datasets rng", "datasets/__init__": "datasets rng",
-    "datasets/images": "datasets", "datasets/cifar": "datasets", "datasets/unpickle": "", "datasets/events": "datasets",
-    "datasets/frames": "datasets", "datasets/resize": "", "datasets/cache": "datasets",
-    "datasets/simulate": "datasets rng",
+    "datasets/images": "datasets", "datasets/cifar": "datasets", "datasets/unpickle": "", "datasets/events": "datasets disk",
+    "datasets/frames": "datasets", "datasets/resize": "", "datasets/cache": "datasets disk",
+    "datasets/simulate": "datasets disk rng", "datasets/camera": "datasets", "datasets/recordings": "datasets",
     "layers": "ops", "chain": "layers", "notation": "", "plan": "chain layers notation ops",
     "models": "chain layers plan topology rng ops given", "given": "",
     "evaluate": "metrics encode chain datasets layers models ops trace",
@@ -36,6 +36,7 @@ ALLOWED = {
     "recompute_method": "optim pq rewire topology recompute",
     "conventions": "plan ops recompute recompute_method verdict", "ties": "plan recompute verdict",
     "compare": "config conventions models safe_read ties trace verdict",
+    "budget": "chain evaluate layers models rewire", "disk": "", "stock": "config datasets",
     "series": "config trace ops", "plot": "series config ops trace", "show": "*", "walk": "*", "measure": "pq topology",
 }
 THIRD_PARTY = {

@@ -29,6 +29,7 @@ class Case:
     padding: int = 1
     density: float = 0.4
     bias: bool = True
+    spikes: bool = False
 
     @property
     def window(self):
@@ -55,10 +56,15 @@ SMALL = {
     "no weight": Case(density=0.0),
     "no weight, no bias": Case(density=0.0, bias=False),
     "one filter": Case(filters=1, density=0.1),
+    "spikes, N = 8": Case(samples=(2, 4), spikes=True, density=0.9),
+    "spikes, N = 24, stride 2": Case(size=(3, 7, 9), samples=(3, 8), stride=2, spikes=True),
+    "spikes, N = 40, stride 3, no padding": Case(size=(2, 9, 8), samples=(5, 8), stride=3, padding=0, spikes=True),
+    "spikes, N = 6: no whole bytes": Case(samples=(2, 3), spikes=True),
 }
 LARGE = {
     "several pieces of a row, groups and tiles": Case(size=(18, 4, 9), samples=(4, 33), filters=35, density=0.1),
     "enough work for all threads": Case(size=(20, 12, 12), samples=(4, 16), filters=33, density=0.5),
+    "spikes, enough work for all threads": Case(size=(20, 12, 12), samples=(4, 18), filters=33, spikes=True),
     "enough work for all threads, stride 2": Case(size=(20, 24, 24), samples=(4, 16), filters=33, stride=2),
 }
 KERNEL_CASES = SMALL | LARGE if JIT else SMALL      # as plain Python the kernels take minutes for the large ones
@@ -68,9 +74,11 @@ dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def make(case, dtype=np.float64, seed=0):
-    """x with about half its values zero, a weight whose second row is empty, bias, dy."""
+    """x with about half its values zero, or spikes; a weight whose second row is empty, bias, dy."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((*case.size, *case.samples)) * (rng.random((*case.size, *case.samples)) < 0.5)
+    if case.spikes:
+        x = (x != 0).astype(np.float64)
     shape = (case.filters, case.size[0], *case.kernel_size)
     mask = rng.random(shape) < case.density
     if case.density < 1:
@@ -152,11 +160,33 @@ def test_kernels_agree(case, dtype):
     padding=st.integers(0, 3),
     density=st.floats(0, 1),
     bias=st.booleans(),
+    spikes=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_kernels_agree_on_any_convolution(size, samples, filters, kernel_size, stride, padding, density, bias, seed):
+def test_kernels_agree_on_any_convolution(
+    size, samples, filters, kernel_size, stride, padding, density, bias, spikes, seed
+):
     padding = max(padding, *((k - n + 1) // 2 for k, n in zip(kernel_size, size[1:], strict=True)))
-    check_kernels(Case(size, samples, filters, kernel_size, stride, padding, density, bias), np.float64, seed)
+    if spikes:
+        samples = (samples[0], 8)
+    check_kernels(Case(size, samples, filters, kernel_size, stride, padding, density, bias, spikes), np.float64, seed)
+
+
+@dtypes
+def test_a_number_that_is_no_spike_is_not_taken_for_one(dtype):
+    """Maps of 0 and 1 are packed; one other number anywhere, or a NaN, must go the other way."""
+    case = Case(samples=(4, 16), padding=1, spikes=True)
+    x, w, bias, dy = make(case, dtype)
+    for value in (2.0, -1.0, 0.5, 1 + np.finfo(dtype).eps):
+        for place in ((0, 0, 0, 0, 0), (2, 5, 6, 3, 15)):
+            other = x.copy()
+            other[place] = value
+            for operation, args in calls(case, other, w, bias, dy).items():
+                twin.check_agreement(operation.name, operation.agree, operation.definition(*args),
+                                     operation.run_kernel(*args), args)
+    other = x.copy()
+    other[1, 3, 3, 2, 7] = np.nan
+    assert np.isnan(conv.conv2d_weight_gradient.run_kernel(dy, other, w.indices, w.indptr, *case.window)).any()
 
 
 @dtypes

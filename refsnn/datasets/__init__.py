@@ -3,49 +3,112 @@
 Adding one: write a loader that returns a `Dataset` and enter it in `DATASETS`.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refsnn.datasets import cifar, images
+from refsnn.datasets import images
 from refsnn.datasets.augment import Augmented, Normalised
 from refsnn.datasets.samples import Dataset, InMemory, Samples, Subset, hold_out
 from refsnn.rng import stream
 from refsnn.schema import Config
 
-__all__ = ["DATASETS", "Augmented", "Dataset", "InMemory", "Normalised", "Samples", "Subset", "hold_out", "load"]
+if TYPE_CHECKING:
+    from refsnn.datasets.recordings import Recordings
+
+__all__ = ["DATASETS", "Augmented", "Dataset", "InMemory", "Normalised", "Samples", "Subset", "event_folder",
+           "hold_out", "load"]
+
+Tell = Callable[[int, int], None]       # (recordings converted, all of them)
 
 
-def _cifar(config: Config, _: np.random.Generator) -> Dataset:
+def _digits(_: Config, __: np.random.Generator, ___: Tell | None) -> Dataset:
+    """The embedded digits."""
+    return images.digits()
+
+
+def _npz(config: Config, generator: np.random.Generator, _: Tell | None) -> Dataset:
+    """Anyone's arrays."""
+    return images.npz(config.data.path, config.data.test_share, generator)
+
+
+def _cifar(config: Config, _: np.random.Generator, __: Tell | None) -> Dataset:
     """CIFAR-10 or CIFAR-100, normalised by the mean and deviation that are published for its training set."""
+    from refsnn.datasets import cifar
+
     keys = config.data
     arrays = cifar.read(keys.name, cifar.find_folder(keys.name, images.roots(keys.name, keys.path)), labels=keys.labels,
                         train_samples=keys.train_samples, test_samples=keys.test_samples)
     mean, std = cifar.STATISTICS[keys.name]
-    black = tuple(float(-m / s) for m, s in zip(mean, std, strict=True))
-    train, test = (Normalised(InMemory(x, y), mean, std) for x, y in
-                   ((arrays.x_train, arrays.y_train), (arrays.x_test, arrays.y_test)))
+    black = tuple(-m / s for m, s in zip(mean, std, strict=True))
+    train = Normalised(InMemory(arrays.x_train, arrays.y_train), mean, std)
+    test = Normalised(InMemory(arrays.x_test, arrays.y_test), mean, std)
     return Dataset(keys.name, train, test, len(arrays.classes), black)
 
 
-# name -> loader(configuration, generator); the generator draws the test split of a set that has none
-DATASETS: dict[str, Callable[[Config, np.random.Generator], Dataset]] = {
-    "digits": lambda _config, _generator: images.digits(),
-    "npz": lambda config, generator: images.npz(config.data.path, config.data.test_share, generator),
-    "cifar10": _cifar,
-    "cifar100": _cifar,
+def _cifar10dvs(config: Config, _: np.random.Generator, tell: Tell | None) -> Dataset:
+    """CIFAR10-DVS as frames, split as `events.split` says."""
+    from refsnn.datasets import recordings
+
+    root = event_folder(config)
+    train, test = recordings.split_cifar10dvs(recordings.list_cifar10dvs(root), config.events.split)
+    return _frames(config, train, test, tell)
+
+
+def _nmnist(config: Config, _: np.random.Generator, tell: Tell | None) -> Dataset:
+    """N-MNIST as frames, with its own split."""
+    from refsnn.datasets import recordings
+
+    root = event_folder(config)
+    return _frames(config, recordings.list_nmnist(root, "Train"), recordings.list_nmnist(root, "Test"), tell)
+
+
+def event_folder(config: Config) -> Path:
+    """The first folder that holds all folders of a data set of recordings; raises UserError that lists where it looked.
+
+    Each place that is looked at may be the folder itself, or hold it under its usual name.
+    """
+    from refsnn.datasets import recordings
+
+    called, parts = {"nmnist": ("N-MNIST", ("Train", "Test")),
+                     "cifar10dvs": ("cifar10dvs", recordings.CIFAR10DVS_CLASSES)}[config.data.name]
+    roots = images.roots(config.data.name, config.data.path)
+    return images.first_with(config.data.name, [where for root in roots for where in (root, root / called)], parts)
+
+
+def _frames(config: Config, train: "Recordings", test: "Recordings", tell: Tell | None) -> Dataset:
+    """Recordings as frames that stay in their cache."""
+    from refsnn.datasets.cache import FrameSettings, frame_samples
+
+    keys = config.events
+    settings = FrameSettings(config.encode.steps, keys.frames_by, keys.remainder, (keys.size, keys.size) if keys.size
+                             else None, keys.resize, keys.convention)
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(keys.cache or f"{caches}/refsnn").expanduser()
+    train_frames, test_frames = (frame_samples(f"{config.data.name}-{part}", one, settings, folder, tell)
+                                 for part, one in (("train", train), ("test", test)))
+    return Dataset(config.data.name, train_frames, test_frames, 10)
+
+
+# name -> loader(configuration, generator, tell); the generator draws the test split of a set that has none
+DATASETS: dict[str, Callable[[Config, np.random.Generator, Tell | None], Dataset]] = {
+    "digits": _digits, "npz": _npz, "cifar10": _cifar, "cifar100": _cifar, "cifar10dvs": _cifar10dvs, "nmnist": _nmnist,
 }
 
 
-def load(config: Config) -> Dataset:
+def load(config: Config, tell: Tell | None = None) -> Dataset:
     """The data set of a configuration: [data] says which and how split, [augment] what is done to training samples.
 
-    Held-out samples (`data.validation`) take the place of the test set and are not augmented.
+    Held-out samples (`data.validation`) take the place of the test set and are not augmented. `tell` is told how many
+    recordings are converted to frames, where that has to be done.
     Raises UserError for missing or bad files.
     """
     generator = stream(config.seed, "split")
-    dataset = DATASETS[config.data.name](config, generator)
+    dataset = DATASETS[config.data.name](config, generator, tell)
     if config.data.validation > 0:
         dataset = hold_out(dataset, config.data.validation, generator)
     keys = config.augment

@@ -11,8 +11,10 @@ where both are there. The pickles are read by `unpickle`, which calls nothing.
 Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; the format, from the page of the data.
 """
 
+import functools
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,23 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
-CIFAR10_CLASSES = tuple(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
-FINE_CLASSES = tuple(
-    ["apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm"]
-)
-COARSE_CLASSES = tuple(
-    ["aquatic_mammals", "fish", "flowers", "food_containers", "fruit_and_vegetables", "household_electrical_devices", "household_furniture", "insects", "large_carnivores", "large_man-made_outdoor_things", "large_natural_outdoor_scenes", "large_omnivores_and_herbivores", "medium_mammals", "non-insect_invertebrates", "people", "reptiles", "small_mammals", "trees", "vehicles_1", "vehicles_2"]
-)
+NAMES = {
+    "CIFAR-10": "airplane automobile bird cat deer dog frog horse ship truck",
+    "CIFAR-100, fine":
+        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+        "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+        "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+        "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+        "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+        "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+        "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm",
+    "CIFAR-100, coarse":
+        "aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices "
+        "household_furniture insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes "
+        "large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees "
+        "vehicles_1 vehicles_2",
+}
+CLASSES = {name: tuple(words.split()) for name, words in NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class Layout:
     """
 
     title: str
+    archive: str
     binary: str
     python: str
     train: dict[str, int]
@@ -84,35 +97,41 @@ class CifarArrays:
     classes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files that are there: of which data set, in which folder, of which version (suffix .bin, or none)."""
+
+    layout: Layout
+    folder: Path
+    suffix: str
+
+    def path(self, stem: str) -> Path:
+        """One of them."""
+        return self.folder / (stem + self.suffix)
+
+
 # ------------------------------------------------------------------------------------------------------ finding files
 def find_folder(name: str, roots: list[Path]) -> Path:
-    """The first of these folders that holds files of the data set, or its official folder.
+    """The folder of a data set's files: the official folder in one of these, or one of these itself; the first.
 
-    name: "cifar10" or "cifar100".   Raises UserError that lists the places looked at and the files wanted.
+    name: "cifar10" or "cifar100".   A folder counts if it has any of the files; `read` names those that are missing.
+    Raises UserError that lists the places looked at and the files wanted.
     """
+    return _find(name, roots).folder
+
+
+def _find(name: str, roots: list[Path]) -> Files:
     layout = SETS[name]
+    stems, versions = (*layout.train, *layout.test), ((layout.binary, ".bin"), (layout.python, ""))
     for root in roots:
-        if _version(layout, root) is not None:
-            return root
-    wanted = [f"{folder}/ with {', '.join(stem + suffix for stem in (*layout.train, *layout.test))}"
-              for folder, suffix in _versions(layout)]
-    raise UserError(f"data set {name}: found neither {' nor '.join(wanted)}; looked in "
-                    f"{', '.join(str(root) for root in roots)}; unpack the archive that data/{name}/README.md names there, "
-                    "or set REFSNN_DATA to the folder that contains it")
-
-
-def _versions(layout: Layout) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Folder and suffix of the binary and of the python version."""
-    return (layout.binary, ".bin"), (layout.python, "")
-
-
-def _version(layout: Layout, root: Path) -> tuple[Path, str] | None:
-    """The folder that holds files of the data set, and their suffix; a missing file is named when it is read."""
-    for folder, suffix in _versions(layout):
-        for place in (root / folder, root):
-            if any(os.path.isfile(place / (stem + suffix)) for stem in (*layout.train, *layout.test)):
-                return place, suffix
-    return None
+        for official, suffix in versions:
+            for folder in (root / official, root):
+                if any(os.path.isfile(folder / (stem + suffix)) for stem in stems):
+                    return Files(layout, folder, suffix)
+    wanted = " nor ".join(f"{folder}/ with {', '.join(stem + suffix for stem in stems)}" for folder, suffix in versions)
+    looked = ", ".join(str(root) for root in roots)
+    remedy = f"unpack {layout.archive} in one of these, or name its folder in data.path or REFSNN_DATA"
+    raise UserError(f"data set {name}: found neither {wanted}; looked in {looked}; {remedy}")
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -121,171 +140,188 @@ def read(
 ) -> CifarArrays:
     """Training and test images of a data set, in the order of its files.
 
-    | Parameter     | Default | Meaning                                                                                    |
-    |---------------|---------|--------------------------------------------------------------------------------------------|
-    | name          |         | "cifar10" or "cifar100"                                                                    |
-    | folder        |         | holds the official folder, or its files                                                    |
-    | labels        | "fine"  | "coarse": the 20 classes of cifar100                                                       |
-    | train_samples | 0       | the first n images, of files that may hold fewer than published; 0: all, of complete files |
-    | test_samples  | 0       | the same of the test set                                                                   |
+    | Parameter     | Default | Meaning                                                                                |
+    |---------------|---------|----------------------------------------------------------------------------------------|
+    | name          |         | "cifar10" or "cifar100"                                                                |
+    | folder        |         | holds the official folder, or the files                                                |
+    | labels        | "fine"  | "coarse": the 20 classes of cifar100                                                   |
+    | train_samples | 0       | the first n images, of files that may hold fewer than published; 0: all, of full files |
+    | test_samples  | 0       | the same of the test set                                                               |
 
     Raises UserError for files that are missing, unreadable, of another length, or no CIFAR files.
     """
-    layout = SETS[name]
-    if labels not in layout.labels:
-        raise UserError(f"data.labels = {labels}: {layout.title} has only {' and '.join(layout.labels)} labels")
-    where = _version(layout, find_folder(name, [folder]))
-    assert where is not None
-    x_train, y_train = _read_part(layout, layout.train, where, labels, train_samples, "data.train_samples")
-    x_test, y_test = _read_part(layout, layout.test, where, labels, test_samples, "data.test_samples")
-    return CifarArrays(x_train, y_train, x_test, y_test, layout.labels[labels].classes)
+    files = _find(name, [folder])
+    if labels not in files.layout.labels:
+        kinds = " or ".join(files.layout.labels)
+        raise UserError(f"data.labels = {labels}: {files.layout.title} has no such labels; choose {kinds}")
+    x_train, y_train = _read_part(files, files.layout.train, labels, train_samples, "data.train_samples")
+    x_test, y_test = _read_part(files, files.layout.test, labels, test_samples, "data.test_samples")
+    return CifarArrays(x_train, y_train, x_test, y_test, files.layout.labels[labels].classes)
 
 
-def _read_part(
-    layout: Layout, files: dict[str, int], where: tuple[Path, str], kind: str, samples: int, key: str
-) -> tuple[Array, Array]:
-    """The first `samples` images, (n, 3, 32, 32), and their labels, (n,), of some files; 0: all, of complete ones.
+def _read_part(files: Files, part: dict[str, int], kind: str, samples: int, key: str) -> tuple[Array, Array]:
+    """The first `samples` images, (n, 3, 32, 32), and their labels, (n,), of the training or the test set; 0: all.
 
     key: what the user calls `samples`.   Files that no image is wanted of are not opened.
     """
-    published, (folder, suffix) = sum(files.values()), where
+    published = sum(part.values())
     if not 0 <= samples <= published:
-        raise UserError(f"{key} = {samples}: {layout.title} has {published:,} such images; choose 0 (all) or fewer")
+        title = files.layout.title
+        raise UserError(f"{key} = {samples}: {title} has {published:,} such images; choose at most that, 0 for all")
     total, filled = samples or published, 0
     x, y = np.empty((total, PIXELS), np.uint8), np.empty(total, np.int64)
-    for stem, count in files.items():
+    for stem, count in part.items():
         if filled < total:
-            read_file = _read_binary if suffix else _read_pickle
-            pixels, labels = read_file(folder / (stem + suffix), layout, count, bool(samples), key)
+            read_file = _read_binary if files.suffix else _read_pickle
+            pixels, labels = read_file(files.path(stem), files.layout, count, "" if samples else key)
             n = min(len(pixels), total - filled)
             x[filled : filled + n], y[filled : filled + n] = pixels[:n], labels[kind][:n]
             filled += n
     if filled < total:
-        raise UserError(f"{folder}: {key} = {samples}, but {', '.join(stem + suffix for stem in files)} "
-                        f"hold{'s' if len(files) == 1 else ''} {filled:,} images; lower {key} or get the whole data set")
+        names = ", ".join(files.path(stem).name for stem in part)
+        raise UserError(f"{files.folder}: {key} = {samples}, but there are {filled:,} images in {names}; "
+                        f"lower {key}, or unpack the whole data set")
     return x.reshape(-1, 3, 32, 32), y
 
 
-def _size(file: Path) -> int:
-    """Bytes of a regular file.   Raises UserError where it is none."""
-    try:
-        if file.exists() and not file.is_file():
-            raise UserError(f"{file}: is not a regular file; unpack the archive of the data set again")
-        return file.stat().st_size
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file, but others of the data set are there; unpack its archive again") from None
-    except OSError as error:
-        raise _unreadable(file, error) from None
+def _read_binary(file: Path, layout: Layout, count: int, whole: str) -> tuple[Array, dict[str, Array]]:
+    """Pixels (n, 3072) and labels (n,) of each kind, of a file of the binary version.
 
-
-def _unreadable(file: Path, error: OSError) -> UserError:
-    return UserError(f"{file}: cannot be read: {error.strerror or error}; check the file and its permissions")
-
-
-def _read_binary(
-    file: Path, layout: Layout, count: int, part: bool, key: str
-) -> tuple[Array, dict[str, Array]]:
-    """Pixels (n, 3072) and labels (n,) of each kind of a file of the binary version.
-
-    count: images that were published in it.   part: whether the file may hold fewer.
+    count: images that were published in it.
+    whole: the key by which the user would ask for a part of it; "" if that is done, and the file may hold fewer.
     """
     head = len(layout.labels)
     size, record = _size(file), head + PIXELS
-    if size % record or not (0 < size <= count * record if part else size == count * record):
-        wanted = f"a whole number of records, at most {count:,}" if part else f"{count * record:,} bytes, {count:,} records"
-        remedy = "unpack the archive of the data set again" + ("" if part else f", or use a part of it with {key}")
-        raise UserError(f"{file}: has {size:,} bytes, expected {wanted} of {record:,} bytes each; {remedy}")
+    if size % record or not (size == count * record if whole else 0 < size <= count * record):
+        wanted = f"{count * record:,}: {count:,}" if whole else f"a multiple of {record:,}, at most {count:,}"
+        raise UserError(f"{file}: has {size:,} bytes, expected {wanted} records of {record:,} bytes; {_remedy(whole)}")
     try:
-        records = np.fromfile(file, np.uint8, size)
-    except OSError as error:
+        records = np.fromfile(file, np.uint8, size).reshape(-1, record)
+    except (OSError, ValueError) as error:      # ValueError: it was cut short meanwhile
         raise _unreadable(file, error) from None
-    if len(records) != size:
-        raise UserError(f"{file}: {len(records):,} of {size:,} bytes could be read; try again")
-    records = records.reshape(-1, record)
     labels = {kind: records[:, label.byte] for kind, label in layout.labels.items()}
     _check_labels(file, layout, labels)
     return records[:, head:], labels
 
 
-def _read_pickle(
-    file: Path, layout: Layout, count: int, part: bool, key: str
-) -> tuple[Array, dict[str, Array]]:
-    """Pixels (n, 3072) and labels (n,) of each kind of a file of the python version; arguments as `_read_binary`."""
+def _read_pickle(file: Path, layout: Layout, count: int, whole: str) -> tuple[Array, dict[str, Array]]:
+    """Pixels (n, 3072) and labels (n,) of each kind, of a file of the python version; arguments as `_read_binary`."""
     size, limit = _size(file), count * MAX_PICKLE_BYTES_PER_IMAGE
     if size > limit:
-        raise UserError(f"{file}: has {size:,} bytes, more than {count:,} images take ({limit:,}); this is no CIFAR file")
+        raise UserError(f"{file}: has {size:,} bytes, {count:,} images take at most {limit:,}; this is no CIFAR file")
     try:
         stored = unpickle.load(file)
     except OSError as error:
         raise _unreadable(file, error) from None
     pixels = stored.get("data")
-    if not (isinstance(pixels, np.ndarray) and pixels.ndim == 2 and pixels.shape[1] == PIXELS):
-        raise UserError(f"{file}: 'data' is no array of images, (n, {PIXELS}) of uint8; this is no CIFAR file")
+    if not (isinstance(pixels, np.ndarray) and pixels.shape[1] == PIXELS):
+        raise UserError(f"{file}: 'data' is no array (n, {PIXELS}) of uint8; this is no CIFAR file")
     n = len(pixels)
-    if not (0 < n <= count if part else n == count):
-        remedy = "unpack the archive of the data set again" + ("" if part else f", or use a part of it with {key}")
-        raise UserError(f"{file}: has {n:,} images, expected {'1 to ' if part else ''}{count:,}; {remedy}")
+    if not (n == count if whole else n <= count):
+        raise UserError(f"{file}: has {n:,} images, expected {'' if whole else 'at most '}{count:,}; {_remedy(whole)}")
     labels = {kind: _label_list(file, stored, label.key, n) for kind, label in layout.labels.items()}
     _check_labels(file, layout, labels)
     return pixels, labels
 
 
 def _label_list(file: Path, stored: dict[str, Any], key: str, n: int) -> Array:
-    """A pickled list of n labels as an array."""
+    """A pickled list of n labels as an array of bytes."""
     found = stored.get(key)
-    if not (isinstance(found, list) and len(found) == n and all(type(label) is int for label in found)):
-        raise UserError(f"{file}: '{key}' is no list of {n:,} whole numbers; this is no CIFAR file")
-    return np.array([min(max(label, -1), 256) for label in found], np.int64)    # no label is beyond, and int64 holds these
+    if not (isinstance(found, list) and len(found) == n and all(type(one) is int and 0 <= one < 256 for one in found)):
+        raise UserError(f"{file}: '{key}' is no list of {n:,} whole numbers 0..255; this is no CIFAR file")
+    return np.array(found, np.uint8)
 
 
 def _check_labels(file: Path, layout: Layout, labels: dict[str, Array]) -> None:
     """Refuse labels beyond the last class."""
     for kind, values in labels.items():
-        classes = len(layout.labels[kind].classes)
-        bad = np.flatnonzero((values < 0) | (values >= classes))
-        if len(bad):
-            raise UserError(f"{file}: image {bad[0]:,} (from 0) has the {kind} label {values[bad[0]]}, {layout.title} has "
-                            f"0..{classes - 1}; this is no file of {layout.title}, or it is damaged: unpack it again")
+        last = len(layout.labels[kind].classes) - 1
+        beyond = np.flatnonzero(values > last)
+        if len(beyond):
+            first = beyond[0]
+            raise UserError(f"{file}: image {first:,}, counted from 0, has the {kind} label {values[first]}; "
+                            f"{layout.title} has 0..{last}; this is another file, or it is damaged: {_remedy('')}")
+
+
+def _size(file: Path) -> int:
+    """Bytes of a regular file.   Raises UserError where it is none."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file, but others of the data set are there; {_remedy('')}") from None
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{file}: is not a regular file; {_remedy('')}")
+    return status.st_size
+
+
+def _remedy(key: str) -> str:
+    return "unpack the archive of the data set again" + (f", or use the first n images: {key} = n" if key else "")
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{file}: cannot be read: {reason}; check the file and its permissions")
 
 
 # ------------------------------------------------------------------------------------------------------------ checking
 def check(name: str, folder: Path) -> tuple[list[str], bool]:
-    """Compare the files of a data set with the published ones: what was found, a line each, and whether all is well.
+    """Compare the files of a data set with the published ones: a line on each finding, and whether all is well.
 
-    1  the digest of every file: MD5 of the python version (as its archive's users check it, torchvision), SHA-1 of the
-       binary version (Apache MXNet)
-    2  lengths, structure and range of labels: by reading everything
-    3  labels: equally many of each class
-    4  content: SHA-256 of all labels and pixels, the same for both versions of CIFAR-10
+    1  every file has the published digest: MD5 of the python version, SHA-1 of the binary version
+    2  everything can be read: lengths, structure, range of labels
+    3  there are equally many images of each class
+    4  labels and pixels have the SHA-256 of the published ones, the same for both versions (CIFAR-10)
 
-    Raises UserError where there is no file of the data set at all.
+    Raises UserError where there is no file of the data set at all.   Sources of the digests: see `SETS`.
     """
-    layout = SETS[name]
-    where = _version(layout, find_folder(name, [folder]))
-    assert where is not None
-    place, suffix = where
-    algorithm = "SHA-1" if suffix else "MD5"
-    lines, well = [f"{place}: {'binary' if suffix else 'python'} version of {layout.title}"], True
-    for stem in (*layout.train, *layout.test):
-        line, good = _check_digest(place / (stem + suffix), algorithm, layout.digests[stem + suffix])
-        lines, well = [*lines, line], well and good
+    files = _find(name, [folder])
+    layout, version = files.layout, "binary" if files.suffix else "python"
+    findings = [(f"{files.folder}: the {version} version of {layout.title}", True)]
+    findings += [_check_digest(files, stem) for stem in (*layout.train, *layout.test)]
     try:
-        arrays = {kind: read(name, folder, labels=kind) for kind in layout.labels}
+        arrays = {kind: read(name, files.folder, labels=kind) for kind in layout.labels}
+        findings += [finding for kind, found in arrays.items() for finding in _check_balance(found, kind)]
+        findings.append(_check_content(arrays["fine"], layout))
     except UserError as error:
-        return [*lines, str(error)], False
-    for kind, found in arrays.items():
-        for part, labels in (("training", found.y_train), ("test", found.y_test)):
-            counts = np.bincount(labels, minlength=len(found.classes))
-            good = counts.min() == counts.max()
-            each = f"{counts.min():,}" + ("" if good else f" to {counts.max():,}, not equally many,")
-            lines.append(f"{len(labels):,} {part} images, {each} of each of {len(counts)} {kind} classes")
-            well = well and bool(good)
-    if layout.content is not None:
-        good = content(arrays["fine"]) == layout.content
-        lines.append("labels and pixels: SHA-256 " + ("as of the published images" if good else "differs from that of the "
-                                                      "published images; unpack the archive again"))
-        well = well and good
-    return lines, well
+        findings.append((str(error), False))
+    return [line for line, _ in findings], all(good for _, good in findings)
+
+
+def _check_digest(files: Files, stem: str) -> tuple[str, bool]:
+    """Whether a file has the published digest."""
+    file, algorithm = files.path(stem), "SHA-1" if files.suffix else "MD5"
+    published = files.layout.digests[file.name]
+    try:
+        with file.open("rb") as stream:
+            new = functools.partial(hashlib.new, algorithm.replace("-", "").lower(), usedforsecurity=False)
+            found = hashlib.file_digest(stream, new).hexdigest()
+    except OSError as error:
+        return str(_unreadable(file, error)), False
+    if found == published:
+        return f"{file.name}: {algorithm} as published", True
+    return f"{file.name}: {algorithm} is {found}, published is {published}; {_remedy('')}", False
+
+
+def _check_balance(arrays: CifarArrays, kind: str) -> list[tuple[str, bool]]:
+    """Whether there are equally many images of each class."""
+    findings = []
+    for part, labels in (("training", arrays.y_train), ("test", arrays.y_test)):
+        counts = np.bincount(labels, minlength=len(arrays.classes))
+        even = bool(counts.min() == counts.max())
+        each = f"{counts.min():,}" if even else f"{counts.min():,} to {counts.max():,}, not equally many,"
+        findings.append((f"{len(labels):,} {part} images, {each} of each of the {len(counts)} {kind} classes", even))
+    return findings
+
+
+def _check_content(arrays: CifarArrays, layout: Layout) -> tuple[str, bool]:
+    """Whether labels and pixels are the published ones."""
+    if layout.content is None:
+        return "labels and pixels: no SHA-256 of theirs is known; the digests of the files decide", True
+    if content(arrays) == layout.content:
+        return "labels and pixels: SHA-256 as of the published ones", True
+    return f"labels and pixels: their SHA-256 is not that of the published ones; {_remedy('')}", False
 
 
 def content(arrays: CifarArrays) -> str:
@@ -293,27 +329,16 @@ def content(arrays: CifarArrays) -> str:
     digest = hashlib.sha256()
     for x, y in ((arrays.x_train, arrays.y_train), (arrays.x_test, arrays.y_test)):
         digest.update(y.astype(np.uint8).tobytes())
-        digest.update(np.ascontiguousarray(x))
+        digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()
 
 
-def _check_digest(file: Path, algorithm: str, published: str) -> tuple[str, bool]:
-    """One line on the digest of a file, and whether it is the published one."""
-    try:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, lambda: hashlib.new(algorithm.replace("-", ""), usedforsecurity=False))
-    except OSError as error:
-        return str(_unreadable(file, error)), False
-    if found.hexdigest() == published:
-        return f"{file.name}: {algorithm} as published", True
-    return f"{file.name}: {algorithm} is {found.hexdigest()}, published {published}; unpack the archive again", False
-
-
+# Digests: MD5 of the python version as torchvision has them, SHA-1 of the binary version as Apache MXNet has them.
 SETS: dict[str, Layout] = {
     "cifar10": Layout(
-        title="CIFAR-10", binary="cifar-10-batches-bin", python="cifar-10-batches-py",
+        title="CIFAR-10", archive="cifar-10-binary.tar.gz", binary="cifar-10-batches-bin", python="cifar-10-batches-py",
         train={f"data_batch_{i}": 10_000 for i in range(1, 6)}, test={"test_batch": 10_000},
-        labels={"fine": Labels(0, "labels", CIFAR10_CLASSES)},
+        labels={"fine": Labels(0, "labels", CLASSES["CIFAR-10"])},
         digests={
             "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
             "data_batch_2.bin": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
@@ -328,12 +353,13 @@ SETS: dict[str, Layout] = {
             "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
             "test_batch": "40351d587109b95175f43aff81a1287e",
         },
-        content="?",
+        content="0986e276e9a4dec8e941838372dcbefcbeb082320f292968919ddc5b333e15d7",
     ),
     "cifar100": Layout(
-        title="CIFAR-100", binary="cifar-100-binary", python="cifar-100-python",
+        title="CIFAR-100", archive="cifar-100-binary.tar.gz", binary="cifar-100-binary", python="cifar-100-python",
         train={"train": 50_000}, test={"test": 10_000},
-        labels={"fine": Labels(1, "fine_labels", FINE_CLASSES), "coarse": Labels(0, "coarse_labels", COARSE_CLASSES)},
+        labels={"fine": Labels(1, "fine_labels", CLASSES["CIFAR-100, fine"]),
+                "coarse": Labels(0, "coarse_labels", CLASSES["CIFAR-100, coarse"])},
         digests={
             "train.bin": "e207cd2e05b73b1393c74c7f5e7bea451d63e08e",
             "test.bin": "8fb6623e830365ff53cf14adec797474f5478006",

@@ -42,6 +42,16 @@ def roots(name: str, path: str) -> list[Path]:
     return [Path(path).expanduser()] if path else [where for place in places(name) for where in (place, place.parent)]
 
 
+def first_with(name: str, folders: list[Path], parts: tuple[str, ...]) -> Path:
+    """The first of some folders that has all these folders in it.   Raises UserError that lists where it looked."""
+    for folder in folders:
+        if all((folder / part).is_dir() for part in parts):
+            return folder
+    looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
+    raise UserError(f"data set {name}: no folder has {', '.join(parts)} in it; looked in {looked}; unpack it there, "
+                    "or set data.path to its folder")
+
+
 def find(name: str, files: tuple[str, ...]) -> Path:
     """The first folder that holds all files of a data set.   Raises UserError that lists every place looked at."""
     for folder in places(name):

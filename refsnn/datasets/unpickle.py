@@ -66,7 +66,7 @@ def load(file: Path) -> dict[str, Any]:
     try:
         stored = Machine(file.read_bytes()).run()
         if type(stored) is not dict:
-            raise Refused(f"holds a {_kind(stored)}, no dictionary")
+            raise Refused(f"holds {_kind(stored)}, no dictionary")
         return {_text(key): _filled(value) for key, value in stored.items()}
     except IndexError:
         raise UserError(f"{file}: takes more than it has put down; this is no CIFAR file, or it is damaged") from None
@@ -110,8 +110,8 @@ class Machine:
             if code == b".":
                 return self.stack.pop()
             if code not in INSTRUCTIONS:
-                known = pickletools.code2op.get(code.decode("latin-1"))
-                name = known.name if known else f"byte {code[0]}"
+                known = (one.name for one in pickletools.opcodes if one.code == code.decode("latin-1"))
+                name = next(known, f"number {code[0]}")
                 raise Refused(f"has the instruction {name} at byte {where:,}, which no array or built-in needs")
             INSTRUCTIONS[code](self)
         raise Refused(f"has more than {MAX_INSTRUCTIONS:,} instructions")
@@ -172,7 +172,7 @@ class Machine:
             raise Refused("has a key without a value")
         for key, value in zip(things[::2], things[1::2], strict=True):
             if type(key) not in (bytes, str):  # so that no one can choose what is hashed, nor how slowly
-                raise Refused(f"has a {_kind(key)} for a key")
+                raise Refused(f"has {_kind(key)} for a key")
             target[key] = value
 
     def remember(self, place: int) -> None:
@@ -241,7 +241,7 @@ class Machine:
 def _is(thing: Any, kind: type[T]) -> T:
     """The thing, which has to be of this very type."""
     if type(thing) is not kind:
-        raise Refused(f"has a {_kind(thing)} where a {kind.__name__.lower()} belongs")
+        raise Refused(f"has {_kind(thing)} where {kind.__name__.lower()} belongs")
     return thing
 
 

@@ -1,0 +1,59 @@
+"""ops/kernels/blocks.py: what runs in vector registers against the same sums in NumPy, and the key of the cache."""
+
+import numba
+import numpy as np
+import pytest
+
+from refsnn.ops.kernels import blocks, conv
+
+JIT = not numba.config.DISABLE_JIT
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+lengths = pytest.mark.parametrize("n", [8, 16, 40, 72, 256, 264, 504])
+
+
+def runs(dtype, n, weights=13, seed=0):
+    """Spikes, their bytes, places of runs in both, weights and a gradient of three rows."""
+    rng = np.random.default_rng(seed)
+    spikes = (rng.random(4096) < 0.3).astype(dtype)
+    offsets = rng.integers(0, (spikes.size - 3 * n) // 8, weights) * 8
+    return spikes, np.packbits(spikes > 0, bitorder="little"), offsets, rng.standard_normal((3, n)).astype(dtype)
+
+
+@dtypes
+@lengths
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 8, 13])
+def test_dot_products_of_runs(dtype, n, count):
+    x, bits, offsets, gradient = runs(dtype, n)
+    truth = [sum(np.sum(gradient[h].astype(float) * x[at + h * n : at + h * n + n]) for h in range(3))
+             for at in offsets[:count]]
+    dots, masked = np.full(14, 7, dtype), np.full(14, 7, dtype)
+    blocks.dot_runs(dots, gradient.reshape(-1), 0, n, x, offsets, 0, count, n, 3, n)
+    blocks.dot_spikes(masked, gradient.reshape(-1), 0, n, bits, offsets // 8, 0, count, n // 8, 3, n)
+    np.testing.assert_allclose(dots[:count], truth, rtol=0, atol=3 * n * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(masked, dots)
+    assert (dots[count:] == 7).all()
+
+
+@dtypes
+@lengths
+def test_packed_spikes_are_the_bits(dtype, n):
+    x, _, _, _ = runs(dtype, n)
+    bits = np.zeros(n // 8, np.uint8)
+    assert blocks.pack_spikes(bits, 0, x, 3, n)
+    np.testing.assert_array_equal(bits, np.packbits(x[3 : 3 + n] > 0, bitorder="little"))
+    for value in (0.5, 2.0, np.nan, -1.0):
+        for place in (0, n - 1):
+            other = x.copy()
+            other[3 + place] = value
+            assert not blocks.pack_spikes(bits, 0, other, 3, n)
+
+
+@pytest.mark.skipif(not JIT, reason="kernels run as plain Python: nothing is cached")
+def test_the_digest_of_the_blocks_is_in_the_key_of_the_cache(monkeypatch):
+    """Numba's cache looks at a kernel's own file: without the digest it would go on with the blocks of yesterday."""
+    cache = conv.conv2d_weight_gradient_kernel._cache
+    codegen = numba.core.registry.cpu_target.target_context.codegen()
+    before = cache._index_key((), codegen)
+    monkeypatch.setattr(blocks, "DIGEST", "another")
+    assert cache._index_key((), codegen) != before
+    assert cache._index_key((), codegen)[:-1] == before[:-1]
