@@ -11,7 +11,6 @@ Memory is estimated from the layers, without running them:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -127,16 +126,6 @@ def budget(network: Network, config: Config) -> Budget:
     gradients = item * (active + 2 * places * bool(GROW[config.rewire.grow].reads))     # dense, and once in the making
     step = samples * (item * (need.numbers + BESIDE * need.largest) + need.bytes)
     return Budget(active, places, busy, dense, step, sum(holdings(network, config).values()) + gradients)
-
-
-def available_memory() -> int | None:
-    """Bytes that the system can give to a process without swapping; None where it does not say (not Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, UnicodeDecodeError, IndexError):
-        return None
-    return int(kilobytes) * 1024
 
 
 def require_memory(need: Budget, config: Config, available: int | None) -> None:

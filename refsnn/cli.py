@@ -137,12 +137,13 @@ def _add_train(commands: Any) -> None:
 def train(args: argparse.Namespace) -> int:
     """Train, with progress, and end with a table of the iterations."""
     from refsnn import config as configuration
-    from refsnn import runs, show, twin
+    from refsnn import machine, runs, show, twin
     from refsnn import train as algorithm
 
     if args.resume and args.out is None:
         raise UserError("--resume needs --out, the folder of the run to continue")
     config = configuration.load(args.config, args.overrides)
+    machine.keep_freed_memory()
     data = _load_data(config)
     with twin.backend(args.backend) if args.backend else nullcontext():
         if args.resume:
@@ -178,7 +179,8 @@ def train(args: argparse.Namespace) -> int:
 
 def _require_memory(state: "State") -> None:
     """Refuse what the memory of this machine would not hold, before anything is written."""
-    from refsnn.budget import available_memory, budget, require_memory
+    from refsnn.budget import budget, require_memory
+    from refsnn.machine import available_memory
 
     require_memory(budget(state.network, state.config), state.config, available_memory())
 

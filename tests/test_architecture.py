@@ -36,7 +36,7 @@ ALLOWED = {
     "recompute_method": "optim pq rewire topology recompute",
     "conventions": "plan ops recompute recompute_method verdict", "ties": "plan recompute verdict",
     "compare": "config conventions models safe_read ties trace verdict",
-    "budget": "chain evaluate layers models rewire", "disk": "", "stock": "config datasets",
+    "budget": "chain evaluate layers models rewire", "disk": "", "machine": "", "stock": "config datasets",
     "series": "config trace ops", "plot": "series config ops trace", "show": "*", "walk": "*", "measure": "pq topology",
 }
 THIRD_PARTY = {
