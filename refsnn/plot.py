@@ -13,7 +13,6 @@ What is shown is prepared in series.py; here it is drawn.
 
 import io
 import math
-import os
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from refsnn import trace
+from refsnn.disk import write_whole
 from refsnn.errors import UserError
 from refsnn.ops.sparse import SparseWeight
 from refsnn.series import (
@@ -317,14 +316,9 @@ def write_figures(figures: dict[str, Figure], out: Path) -> list[Path]:
         figure.savefig(image, format="png", dpi=DPI)
         drawn[out / f"{name}.png"] = image.getvalue()
     for path, content in drawn.items():
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             out.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            trace.replace_durably(partial, path)
+            write_whole(path, content)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
-        finally:
-            if out.is_dir():
-                partial.unlink(missing_ok=True)
     return list(drawn)

@@ -12,7 +12,6 @@ import csv
 import importlib.metadata
 import io
 import json
-import os
 import platform
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refsnn import config as configuration
-from refsnn import trace
+from refsnn import disk, trace
 from refsnn.datasets import Dataset
 from refsnn.errors import UserError
 from refsnn.models import complete
@@ -59,14 +58,10 @@ def create(folder: Path, config: Config) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises UserError where it cannot be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        trace.replace_durably(partial, path)
+        disk.write_whole(path, text.encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another --out") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save(folder: Path, state: State) -> None:

@@ -68,8 +68,9 @@ class EventsConfig:
         "last", "", "Events left over: in the last frame (as SpikingJelly), or dropped (as tonic)."
     )
     size: int = key(0, "[0, inf)", "Edge in pixels that frames are resized to; 0: as recorded; the paper: 48.")
-    resize: Literal["antialias", "bilinear", "nearest", "area", "tet"] = key(
-        "antialias", "", "How they are resized; no way is agreed on (refsnn/datasets/resize.py)."
+    resize: str = key(
+        "antialias", "", "How they are resized; no way is agreed on (refsnn/datasets/resize.py).",
+        registry="datasets.resize:METHODS",
     )
     convention: str = key(
         "spikingjelly", "", "Orientation and polarity that addresses of AEDAT 2.0 are read by.",

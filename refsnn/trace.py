@@ -10,9 +10,7 @@ A file of records has the attribute `format = "refsnn-trace/1"` and one dataset 
 (execution order) and `kind`. Files are written whole or not at all. A checkpoint is a trace of one moment.
 """
 
-import io
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,6 +22,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from refsnn.disk import Disk, partial_of, replace_durably
 from refsnn.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -149,10 +148,10 @@ class _PartialFile:
     def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; --out must name a file")
-        self.path, self.partial = path, path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self.path, self.partial = path, partial_of(path)
         self.count = 0
         try:
-            self.disk = _Disk(self.partial, "w+b")
+            self.disk = Disk(self.partial, "w+b")
         except OSError as error:
             raise self._failure(error) from error
         self.file = h5py.File(cast(Any, self.disk), "w")
@@ -207,39 +206,6 @@ class _PartialFile:
         return UserError(f"{self.path}: {why}")
 
 
-class _Disk(io.FileIO):
-    """A file that takes what HDF5 writes. HDF5 crashes the process, at its exit, where a write fails: so the first
-    failure is kept in `error`, and what is written after it is dropped."""
-
-    error: BaseException | None = None
-
-    def write(self, data: Any, /) -> int:
-        """Write all of the bytes."""
-        left = memoryview(data).cast("B")
-        size = len(left)
-        while len(left) and self.error is None:
-            try:
-                left = left[super().write(left):]
-            except BaseException as error:      # Ctrl-C, too, must not reach HDF5
-                self.error = error
-        return size
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Read; what was never written is 0."""
-        view = memoryview(buffer).cast("B")
-        found = super().readinto(view) or 0
-        view[found:] = bytes(len(view) - found)
-        return len(view)
-
-    def truncate(self, size: int | None = None, /) -> int:
-        """Set the file's length."""
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
-
-
 def write(path: Path, records: list[Record], attributes: Mapping[str, Any]) -> None:
     """Write records and file attributes to an HDF5 file, whole or not at all.
 
@@ -249,13 +215,6 @@ def write(path: Path, records: list[Record], attributes: Mapping[str, Any]) -> N
     with FileRecorder(path, attributes) as rec:
         for record in records:
             rec.keep(record)
-
-
-def replace_durably(partial: Path, path: Path) -> None:
-    """Rename a finished file over `path` after its bytes have reached the disk."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read(path: Path) -> tuple[dict[str, Record], dict[str, Any]]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from refsnn import config as configuration
-from refsnn import plot, runs, series, trace
+from refsnn import disk, plot, runs, series, trace
 from refsnn.datasets import load
 from refsnn.errors import UserError
 from refsnn.ops.sparse import SparseWeight, from_dense
@@ -421,5 +421,5 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     def full(*_: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trace, "replace_durably", full)
+    monkeypatch.setattr(disk, "replace_durably", full)
     assert "No space left" in error_of(run, out=tmp_path / "out")

@@ -4,10 +4,10 @@
                                   labels   (n,) int64
                                   attributes: format, key, settings, and complete = True, which is written last
 
-The key is a hash of everything that the frames depend on: the settings, and name, label, size and time of the last
-change of every recording. Contents are not hashed: that would read all recordings (16 GB) at each start of a program,
-where this asks for 10,000 entries of a folder. Whatever writes to a recording changes its time; copied or unpacked
-anew, recordings are at worst converted once more. Nothing is ever deleted but what an interrupted program left.
+The key is a hash of everything that the frames depend on: the settings, and name, label and content of every
+recording. To hash contents all recordings must be read (16 GB of CIFAR10-DVS); so the hash of a folder is remembered in
+`<name>-<stamp>.sha256`, whose stamp is of the size and the time of the last change of every recording: the next start
+of a program asks for 10,000 entries of a folder only. Nothing is ever deleted but what an interrupted program left.
 
 A file is built under another name in the same folder and renamed when it is whole, so that there is no moment at which
 a part of it could be used. Two programs that need the same frames at the same time both build them, and the last to be
@@ -16,6 +16,7 @@ done renames over the first, which had the same content. So nobody waits for a p
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -26,10 +27,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from refsnn.datasets.events import bytes_of
 from refsnn.datasets.frames import frames
 from refsnn.datasets.recordings import Recordings
 from refsnn.datasets.resize import resize
-from refsnn.disk import Disk, partial_of, replace_durably
+from refsnn.disk import Disk, partial_of, replace_durably, write_whole
 from refsnn.errors import UserError
 
 LOCKS: Any = None
@@ -122,7 +124,8 @@ def frame_samples(name: str, recordings: Recordings, settings: FrameSettings, fo
     A file that is damaged, incomplete or another's is not used: it is replaced. Raises UserError for a recording that
     cannot be read, and where the cache cannot be written.
     """
-    key = _key(recordings, settings)
+    content = _content(recordings, folder, name)
+    key = hashlib.sha256(json.dumps([FORMAT, asdict(settings), content]).encode()).hexdigest()
     path = folder / f"{name}-{key[:16]}.h5"
     if not _fits(path, key, recordings, settings):
         with _under_construction(path, lambda: _fits(path, key, recordings, settings)) as (file, check):
@@ -130,15 +133,28 @@ def frame_samples(name: str, recordings: Recordings, settings: FrameSettings, fo
     return FrameSamples(path, recordings.labels)
 
 
-def _key(recordings: Recordings, settings: FrameSettings) -> str:
-    """A hash of all that the frames depend on, as 64 hexadecimal figures."""
-    digest = hashlib.sha256(json.dumps([FORMAT, asdict(settings)]).encode())
-    for k, (name, label) in enumerate(zip(recordings.names, recordings.labels, strict=True)):
+def _content(recordings: Recordings, folder: Path, name: str) -> str:
+    """A hash of names, labels and contents of all recordings, 64 hexadecimal figures; remembered in `folder`."""
+    stamp, digest = hashlib.sha256(), hashlib.sha256()
+    for k, (one, label) in enumerate(zip(recordings.names, recordings.labels, strict=True)):
         try:
             found = recordings.path(k).stat()
         except OSError as error:
             raise UserError(f"{recordings.path(k)}: cannot be read ({error.strerror}); it must be there") from error
-        digest.update(json.dumps([name, int(label), found.st_size, found.st_mtime_ns]).encode())
+        stamp.update(json.dumps([one, int(label), found.st_size, found.st_mtime_ns]).encode())
+    memory = folder / f"{name}-{stamp.hexdigest()[:16]}.sha256"
+    with suppress(OSError, UnicodeDecodeError):
+        remembered = memory.read_text(encoding="ascii")
+        if re.fullmatch("[0-9a-f]{64}", remembered):
+            return remembered
+    for k, (one, label) in enumerate(zip(recordings.names, recordings.labels, strict=True)):
+        digest.update(json.dumps([one, int(label)]).encode())
+        digest.update(bytes_of(recordings.path(k)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(memory, digest.hexdigest().encode())
+    except OSError as error:
+        raise _failure(memory, error) from error
     return digest.hexdigest()
 
 
@@ -261,7 +277,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _failure(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: the cache of frames cannot be written ({error.strerror or _reason(error)}); free space, "
-                     "or choose another folder for it")
+                     "or set events.cache to another folder")
 
 
 def _reason(error: BaseException) -> str:

@@ -47,7 +47,7 @@ class Camera:
     def __post_init__(self) -> None:
         if not (self.threshold > 0 and self.mismatch >= 0 and self.noise >= 0 and self.dark > 0):
             raise ValueError(f"threshold and dark must be above 0, mismatch and noise at least 0: {self}")
-        if self.refractory < 0 or self.height < 1 or self.width < 1:
+        if self.refractory < 0 or self.refractory % 1 or self.height < 1 or self.width < 1:
             raise ValueError(f"refractory must be whole microseconds, at least 0, and the sensor have pixels: {self}")
 
     def level(self, light: Array) -> Array:

@@ -18,7 +18,7 @@ from refsnn.errors import UserError
 
 Array = npt.NDArray[Any]
 
-MAX_BYTES = 256 << 20       # of a file: 33 million events of 8 bytes, over a hundred times a recording of CIFAR10-DVS
+MAX_BYTES = 64 << 20        # of a file: 8 million events of 8 bytes, forty times a recording of CIFAR10-DVS
 MAX_HEADER = 1 << 20        # of an AEDAT header, into which jAER may copy all of its settings
 AEDAT2 = b"#!AER-DAT2.0"
 DVS128 = (128, 128)         # height, width of the camera of CIFAR10-DVS
@@ -121,7 +121,7 @@ def read_aedat2(path: Path, convention: str = "spikingjelly") -> Events:
     Source: AEDAT 2.0, docs.inivation.com; jAER, DVS128.java.
     """
     decode = CONVENTIONS[convention].decode
-    data = _bytes_of(path)
+    data = bytes_of(path)
     start = _end_of_header(data, path)
     _check_size(len(data) - start, 8, path)
     pairs = np.frombuffer(data, ">u4", offset=start).astype(np.uint32).reshape(-1, 2)
@@ -192,7 +192,7 @@ def read_nmnist(path: Path) -> Events:
     sensor, or in which time runs backwards.
     Source: Orchard et al., Frontiers in Neuroscience 9:437, 2015; Read_Ndataset.m of its authors.
     """
-    data = _bytes_of(path)
+    data = bytes_of(path)
     _check_size(len(data), 5, path)
     x, y, high, middle, low = np.frombuffer(data, np.uint8).reshape(-1, 5).T
     outside = np.flatnonzero((x >= NMNIST[1]) | (y >= NMNIST[0]))
@@ -206,7 +206,7 @@ def read_nmnist(path: Path) -> Events:
 
 
 # ----------------------------------------------------------------------------------------------------------------- both
-def _bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
     """All of a regular file of at most MAX_BYTES."""
     try:
         found = path.stat()

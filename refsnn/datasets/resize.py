@@ -6,6 +6,7 @@ image library.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,11 @@ def resize(frames: Array, size: tuple[int, int], method: str) -> Array:
 
     Means are taken, not sums: the total of a frame changes by about h w / (H W). Computed in float64.
     """
-    if method == "tet":
-        return tet(frames, size)
-    weights = METHODS[method]
+    return METHODS[method](frames, size)
+
+
+def separable(weights: Callable[[int, int], Array], frames: Array, size: tuple[int, int]) -> Array:
+    """A_h frame A_w^T, with the matrices (m, n) that `weights` gives for a direction of n pixels and m wanted ones."""
     rows, columns = weights(frames.shape[-2], size[0]), weights(frames.shape[-1], size[1])
     return along(rows, along(columns, frames, -1), -2).astype(np.float32)
 
@@ -124,6 +127,11 @@ def _shrunk_bytes(channel: Array, size: tuple[int, int]) -> Array:
     return channel
 
 
-METHODS: dict[str, Callable[[int, int], Array]] = {
-    "bilinear": bilinear, "antialias": antialias, "nearest": nearest, "area": area,
+# name -> the weights of one direction, (m, n) for n pixels and m wanted ones
+WEIGHTS: dict[str, Callable[[int, int], Array]] = {
+    "antialias": antialias, "bilinear": bilinear, "nearest": nearest, "area": area,
+}
+# name -> (frames, size) to frames
+METHODS: dict[str, Callable[[Array, tuple[int, int]], Array]] = {
+    **{name: partial(separable, weights) for name, weights in WEIGHTS.items()}, "tet": tet,
 }
