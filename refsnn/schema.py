@@ -43,6 +43,9 @@ class DataConfig:
         0.0, "[0, 1)", "Share of the training set held out; above 0 it replaces the test set, which stays unseen."
     )
     labels: Literal["fine", "coarse"] = key("fine", "", "Classes of cifar100: the 100 fine ones or the 20 coarse ones.")
+    normalise: Literal["tet", "training"] = key(
+        "tet", "", "Mean and deviation that CIFAR images are normalised by: TET's, or those of the training set."
+    )
     train_samples: int = key(0, "[0, inf)", "First samples of a CIFAR training set to use; 0: all, of a complete one.")
     test_samples: int = key(0, "[0, inf)", "The same of its test set.")
 

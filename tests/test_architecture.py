@@ -34,7 +34,7 @@ ALLOWED = {
     "recording": "layers ops pq rewire", "tracing": "show trace train runs config twin datasets", "safe_read": "trace",
     "runs": "disk train models encode optim pq rewire metrics trace config rng datasets ops evaluate",
     "verdict": "trace", "wiring": "chain layers models ops plan", "traced": "wiring",
-    "recompute": "plan layers ops encode verdict traced wiring",
+    "recompute": "chain plan layers ops encode verdict traced wiring",
     "recompute_method": "optim pq rewire topology recompute traced wiring",
     "conventions": "plan ops recompute recompute_method traced verdict wiring",
     "ties": "plan recompute traced verdict wiring",

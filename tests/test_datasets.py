@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from conftest import every
 from refsnn import datasets
 from refsnn.config import loads
-from refsnn.datasets import Dataset, hold_out, images, samples
+from refsnn.datasets import Dataset, hold_out, images, recordings, samples
+from refsnn.datasets.events import Events, write_aedat2
 from refsnn.errors import UserError
 
 CLONE = Path(__file__).resolve().parents[1] / "data" / "digits"
@@ -57,14 +59,92 @@ def check_dataset(one: Dataset) -> None:
     assert set(one.train.labels) == set(range(one.classes))
 
 
+def made(name: str, folder: Path) -> list[str]:
+    """A small data set of the official layout in a folder, and the overrides with which it is read."""
+    draw = generator()
+    if name == "npz":
+        return [f"data.path={write(folder, **arrays())}"]
+    if name == "nmnist":
+        for part, digit, k in product(("Train", "Test"), range(10), range(2)):
+            file = folder / "N-MNIST" / part / str(digit) / f"{k:05d}.bin"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            places = draw.integers(0, 34, (2, 30))
+            events = np.stack([*places, *np.zeros((2, 30)), range(30)])
+            file.write_bytes(events.T.astype(np.uint8).tobytes())
+        return [f"data.path={folder}", "encode.kind=frames", f"events.cache={folder / 'cache'}"]
+    if name == "cifar10dvs":
+        for label, k in product(recordings.CIFAR10DVS_CLASSES, range(10)):
+            (folder / label).mkdir(exist_ok=True)
+            x, y, p = draw.integers(0, 128, 40), draw.integers(0, 128, 40), draw.integers(0, 2, 40)
+            one = Events(*(part.astype(t) for part, t in ((x, np.uint16), (y, np.uint16))), np.arange(40),
+                         p.astype(np.uint8), 128, 128)
+            write_aedat2(folder / label / f"cifar10_{label}_{k}.aedat", one)
+        return [f"data.path={folder}", "encode.kind=frames", f"events.cache={folder / 'cache'}", "events.size=16"]
+    if name == "digits":
+        return []
+    coarse = int(name == "cifar100")
+    inner = folder / ("cifar-100-binary" if coarse else "cifar-10-batches-bin")
+    inner.mkdir()
+    for file in ("train", "test") if coarse else (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+        fine = np.arange(200) % 100 if coarse else np.arange(10)
+        labels = np.stack([fine // 5, fine][1 - coarse:], axis=1)
+        records = np.concatenate([labels, draw.integers(0, 256, (len(fine), 3072))], axis=1)
+        (inner / f"{file}.bin").write_bytes(records.astype(np.uint8).tobytes())
+    return [f"data.path={folder}", f"data.train_samples={200 if coarse else 50}",
+            f"data.test_samples={200 if coarse else 10}"]
+
+
 @pytest.mark.parametrize("name", datasets.DATASETS)
 @pytest.mark.parametrize("validation", [0.0, 0.25])
 def test_every_data_set_keeps_the_form(name: str, validation: float, tmp_path: Path) -> None:
-    path = write(tmp_path, **arrays()) if name == "npz" else ""
-    one = datasets.load(loads("", [f"data.name={name}", f"data.path={path}", f"data.validation={validation}"]))
+    keys = [f"data.name={name}", f"data.validation={validation}", *made(name, tmp_path)]
+    one = datasets.load(loads("", keys))
     check_dataset(one)
-    assert every(one.train).min() >= 0
-    assert every(one.train).max() <= 1
+    again = datasets.load(loads("", keys))
+    np.testing.assert_array_equal(every(again.train), every(one.train))
+    np.testing.assert_array_equal(one.train.batch(np.array([3, 1, 3]), 0), every(one.train)[[3, 1, 3]])
+
+
+def test_cifar_is_normalised_and_its_border_is_black(tmp_path: Path) -> None:
+    one = datasets.load(loads("", ["data.name=cifar10", *made("cifar10", tmp_path), "augment.crop=2"]))
+    raw = np.fromfile(tmp_path / "cifar-10-batches-bin" / "test_batch.bin", np.uint8).reshape(-1, 3073)[:, 1:]
+    mean, std = (np.array(part)[:, np.newaxis, np.newaxis] for part in
+                 ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
+    np.testing.assert_allclose(every(one.test), (raw.reshape(-1, 3, 32, 32) / 255 - mean) / std, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one.border, ((0 - mean) / std).ravel(), rtol=1e-6)
+    assert isinstance(one.train, datasets.Augmented)
+    assert one.train.border == one.border
+
+
+def test_coarse_labels(tmp_path: Path) -> None:
+    keys = ["data.name=cifar100", *made("cifar100", tmp_path)]
+    fine, coarse = (datasets.load(loads("", [*keys, f"data.labels={kind}"])) for kind in ("fine", "coarse"))
+    assert (fine.classes, coarse.classes) == (100, 20)
+    np.testing.assert_array_equal(coarse.train.labels, fine.train.labels // 5)
+
+
+@pytest.mark.parametrize("name", ["cifar10dvs", "nmnist"])
+def test_frames_are_converted_once_and_found_by_any_of_the_folders_names(
+        name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["data.name=" + name, *made(name, tmp_path)]
+    told: list[tuple[int, int]] = []
+    first = datasets.load(loads("", keys), lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1]
+    assert every(first.train).shape[1:3] == (4, 2), "T = encode.steps frames of two polarities"
+    told.clear()
+    monkeypatch.setenv("REFSNN_DATA", str(tmp_path))
+    again = datasets.load(loads("", [*keys, "data.path="]), lambda done, total: told.append((done, total)))
+    assert told == []
+    np.testing.assert_array_equal(every(again.test), every(first.test))
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("cifar10", "data_batch_1.bin"), ("cifar10dvs", "no folder has airplane"), ("nmnist", "no folder has Train, Test")])
+def test_a_data_set_that_is_not_there_is_looked_for_in_named_places(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        datasets.load(loads("", [f"data.name={name}", f"data.path={tmp_path}"]))
+    assert words in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------ digits

@@ -370,7 +370,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(recordings: Recordings, fold
     *begun, last = answer.splitlines()
     assert begun == [] or most == 9_000, "conversion goes on after the disk is full"
     assert last.startswith(f"{folder}/a-")
-    assert last.endswith(f"{'.sha256' if most == 0 else '.h5'}: the cache of frames cannot be written (File too large); free space, or set "
+    suffix = ".sha256" if most == 0 else ".h5"
+    assert last.endswith(f"{suffix}: the cache of frames cannot be written (File too large); free space, or set "
                          "events.cache to another folder")
     assert files(folder) == []
 

@@ -19,8 +19,9 @@ from common import EXACT, Array, Skip, Table, Worst, main, need, unequal
 
 from refsnn.datasets.events import Events, read_aedat2, read_nmnist, write_aedat2
 from refsnn.datasets.frames import frames
-from refsnn.datasets.recordings import CIFAR10DVS_CLASSES, Recordings, list_nmnist, split_cifar10dvs
+from refsnn.datasets.recordings import CIFAR10DVS_CLASSES, Recordings, list_cifar10dvs, list_nmnist, split_cifar10dvs
 from refsnn.datasets.resize import WEIGHTS, resize
+from refsnn.datasets.simulate import write_folder
 from refsnn.errors import UserError
 
 RECORDINGS = 20             # that are made
@@ -41,6 +42,7 @@ def check(table: Table) -> None:
     with tempfile.TemporaryDirectory() as folder:
         recordings = check_aedat(table, peer, tonic, Path(folder), rng)
         recordings += check_nmnist(table, peer, tonic, Path(folder), rng)
+        check_simulated(table, peer, Path(folder) / "simulated", rng)
     check_frames(table, peer, tonic, recordings)
     check_splits(table, peer)
     check_sizes(table, peer, rng)
@@ -89,6 +91,17 @@ def check_aedat(table: Table, peer: Any, tonic: bool, folder: Path, rng: np.rand
     if tonic:
         raw.report(table, "CIFAR10-DVS, tonic's addresses and times, convention tonic", EXACT)
     return seen
+
+
+def check_simulated(table: Table, peer: Any, folder: Path, rng: np.random.Generator) -> None:
+    """A folder that the simulator wrote, one recording of each class."""
+    reading, images = Worst(), rng.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
+    write_folder(images, np.arange(10), CIFAR10DVS_CLASSES, folder, per_class=1, seed=0)
+    recordings = list_cifar10dvs(folder)
+    for k in range(len(recordings)):
+        events = recordings.read(k, "spikingjelly")
+        reading.count(differing(events, peer.spikingjelly_aedat(str(recordings.path(k)))), 4 * len(events))
+    reading.report(table, "simulated recordings, read by both: x, y, t, p", EXACT)
 
 
 def nmnist_files(folder: Path, rng: np.random.Generator) -> tuple[str, Iterable[Path]]:

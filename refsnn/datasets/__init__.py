@@ -37,13 +37,13 @@ def _npz(config: Config, generator: np.random.Generator, _: Tell | None) -> Data
 
 
 def _cifar(config: Config, _: np.random.Generator, __: Tell | None) -> Dataset:
-    """CIFAR-10 or CIFAR-100, normalised by the mean and deviation that are published for its training set."""
+    """CIFAR-10 or CIFAR-100, normalised."""
     from refsnn.datasets import cifar
 
     keys = config.data
     arrays = cifar.read(keys.name, cifar.find_folder(keys.name, images.roots(keys.name, keys.path)), labels=keys.labels,
                         train_samples=keys.train_samples, test_samples=keys.test_samples)
-    mean, std = cifar.STATISTICS[keys.name]
+    mean, std = cifar.STATISTICS[keys.name][keys.normalise]
     black = tuple(-m / s for m, s in zip(mean, std, strict=True))
     train = Normalised(InMemory(arrays.x_train, arrays.y_train), mean, std)
     test = Normalised(InMemory(arrays.x_test, arrays.y_test), mean, std)
