@@ -249,8 +249,7 @@ def show(args: argparse.Namespace) -> int:
 
     what, path = args.what, Path(args.what)
     if what in configuration.names() or what.endswith(".toml"):
-        config = configuration.load(what)
-        _print(text.configuration(what, config, _load_data(config)))
+        _print(_shown(what, configuration.load(what)))
     elif path.is_dir():
         _print(text.run(path))
     elif path.exists():
@@ -259,6 +258,18 @@ def show(args: argparse.Namespace) -> int:
         known = ", ".join(configuration.names())
         raise UserError(f"{what}: no such configuration, file or run; bundled configurations: {known}")
     return 0
+
+
+def _shown(name: str, config: "Config") -> list[str]:
+    """A configuration; of a large data set it is said where it is, nothing is read."""
+    from refsnn import datasets, show, stock
+
+    empty = datasets.stand_in(config)
+    if empty is None:
+        data = _load_data(config)
+        samples = f"{len(data.train):,} training samples, {len(data.test):,} {show.tested_on(config)} samples"
+        return show.configuration(name, config, data, f"{data.name}: {samples}, {data.classes} classes")
+    return show.configuration(name, config, empty, stock.line(config.data.name, config.data.path))
 
 
 def _add_step(commands: Any) -> None:

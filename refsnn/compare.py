@@ -249,7 +249,7 @@ def _finding(v: Verdict, verdicts: list[Verdict], golden: Records, other: Record
     names = list(golden)
     start = names.index(agreed.partition(" ")[0]) + 1 if agreed else 0
     unseen = tuple(name for name in names[start:names.index(v.name)] if name not in other)
-    if v.status not in ("differ", "shape"):
+    if v.status not in ("differ", "shape", "not 0 or 1"):       # what is no number cannot be recomputed
         return Finding(v, agreed, unseen)
     target, wanted = values[1][v.name], values[0][v.name]
     explanation = None if config is None else explain(

@@ -22,8 +22,8 @@ from refsnn import recompute_method as method
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.surrogate import SURROGATES
 from refsnn.plan import alpha_of, neuron_of
-from refsnn.recompute import Step, UnavailableError
 from refsnn.schema import Config
+from refsnn.traced import STEP, Step, UnavailableError
 from refsnn.verdict import Tolerance
 
 Array = npt.NDArray[Any]
@@ -103,18 +103,16 @@ def rules_of(step: Step, name: str) -> dict[str, Rule]:
 
 
 def _rules_of_layer(step: Step, stage: str, layer: str, part: str) -> dict[str, Rule]:
-    """Forward and backward of a layer, whose kind shows in what it recorded."""
+    """Forward and backward of a layer, by its kind in the configuration."""
     if stage not in ("forward", "backward"):
         return {}
-    backward = stage == "backward"
-    if step.has(f"forward/{layer}/h") or step.has(f"forward/{layer}/s"):
-        names = (("surrogate",) if part == "slope" else ("neuron_backward", "surrogate")) if backward else ("neuron",)
-    elif step.has(f"params/{layer}.weight/value"):
-        names = ("product_backward",) if backward else ("product",)
-    elif step.has(f"params/{layer}.gamma/value"):
-        names = ("norm_backward",) if backward else ("norm",)
-    else:
-        names = ("dropout",) if step.has(f"forward/{layer}/scale") else ("pool",)
+    try:
+        forward, backward = network.RULES.get(type(step.wired(layer).layer), ((), ()))
+    except UnavailableError:
+        return {}
+    names = backward if stage == "backward" else forward
+    if part == "slope":
+        names = ("surrogate",)
     return {name: partial(getattr(network, name), step, layer, part) for name in names}
 
 
@@ -143,14 +141,14 @@ def explain(golden: Mapping[str, Array], other: Mapping[str, Array], name: str, 
     forced: OTHER was fed GOLDEN's inputs, so they are GOLDEN's always (but for the state of a neuron through time,
     which is OTHER's own). where: the entries that count, None for all.
     """
-    prefix = name[:len(name) - len(short := network.STEP.match(name)[3])]       # type: ignore[index]
+    prefix = name[:len(name) - len(short := STEP.match(name)[3])]       # type: ignore[index]
     target = other[name]
     golden, other = _near(golden, prefix), _near(other, prefix)
     if forced:
         layer = re.fullmatch(r"forward/([^/]+)/[hsv]", short)
         own = {f"{prefix}forward/{layer[1]}/{part}" for part in "hsv"} if layer else set()
         other = {one: value for one, value in other.items() if one in own}
-    step = Step(golden, other, prefix, config, target, tolerance)
+    step = Step(golden, other, prefix, config, target)
     plain = replace(step, other=golden, target=None)
 
     def fits(rule: Rule, wanted: Array) -> bool:
@@ -257,6 +255,11 @@ CONVENTIONS: dict[str, Convention] = {
     "no padding": Convention("product", {"padding": "none"}, "no zeros are added at the border."),
     **{f"padding by {how}": Convention("product", {"padding": how}, f"the border is padded by {what}.")
        for how, what in (("edge", "its last value"), ("reflect", "reflection"), ("wrap", "the opposite side"))},
+    **{f"stride {n}": Convention("product", {"stride": n}, f"the convolution moves by {what}: "
+                                 "its stride is another, or stands in another layer.")
+       for n, what in ((1, "one place"), (2, "two places"))},
+    "currents for spikes": Convention("product", {"currents": True},
+        "x is what drives the neurons before the layer, not their spikes (MS-ResNet's shortcut with a convolution)."),
     "no bias": Convention("product", {"bias": False}, "the bias is left out."),
     "flattened channels last": Convention("product", {"flatten": "HWC"}, "maps are laid flat in the order H, W, C."),
     "kernel not flipped for dx": Convention("product_backward", {"flip": True},
@@ -271,7 +274,27 @@ CONVENTIONS: dict[str, Convention] = {
        for kind, what in (("max", "maximum"), ("average", "mean"), ("sum", "sum"))},
     "every maximum gets the gradient": Convention("pool", {"kind": "max", "share": "all"},
         "equal maxima of a window all receive its gradient.", ("dx",)),
+    "votes summed": Convention("vote", {"summed": True},
+        "a class is the sum of its units (snnTorch's population code)."),
+    "votes interleaved": Convention("vote", {"interleaved": True},
+        "class k of K is the mean of the units k, k + K, k + 2 K, ..., not of consecutive ones."),
     "dropout not rescaled": Convention("dropout", {"rescaled": False}, "what is kept is not divided by 1 - p."),
+    # residual blocks
+    "no shortcut": Convention("join", {"shortcut": "none"}, "the shortcut is not added."),
+    "shortcut without batch norm": Convention("join", {"shortcut": "no norm"},
+        "the shortcut's convolution is added as it is."),
+    "membrane shortcut": Convention("join", {"shortcut": "currents"},
+        "the shortcut starts before the neurons, not at their spikes (MS-ResNet)."),
+    "neurons before the join": Convention("neuron", {"branch": True},
+        "the second neurons of a block are driven by its body alone; the shortcut is not in their input (SEW-ResNet)."),
+    **{f"SEW-ResNet {connect}": Convention("sew", {"connect": connect},
+                                           f"the join is behind the neurons and gives {what}.", ("y", "s"))
+       for connect, what in (("ADD", "the sum of spikes, 0, 1 or 2"), ("AND", "a spike where both have one"),
+                             ("IAND", "a spike where the shortcut has one and the body none"))},
+    "gradient along the body only": Convention("join_backward", {"way": "body"},
+        "what comes back through the shortcut is left out of the block's input gradient."),
+    "gradient along the shortcut only": Convention("join_backward", {"way": "shortcut"},
+        "what comes back through the body is left out of the block's input gradient."),
     # batch norm
     "unbiased variance in the normalisation": Convention("norm", {"var": "unbiased"},
         "n - 1 in place of n in the variance that normalises.", ("var", "y")),

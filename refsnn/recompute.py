@@ -1,155 +1,47 @@
 """A record recomputed from the records it follows from, by the program's rule or by another one.
 
-`Step` reads the records of one step: OTHER's where OTHER has them, GOLDEN's elsewhere. Each rule below computes one
-record from its inputs. Without further arguments it is the program's own rule, which must give GOLDEN's record from
-GOLDEN's inputs (`compare` makes sure before it believes a rule); the keyword arguments are the changes that make it
-somebody else's, and refsnn/conventions.py is the table of them. Rules of the method: refsnn/recompute_method.py.
+Each rule below computes one record of a step (refsnn/traced.py) from the records that it follows from; which those are,
+in a chain or in a residual block, says refsnn/wiring.py. Without further arguments it is the program's own rule, which
+must give GOLDEN's record from GOLDEN's inputs (`compare` makes sure before it believes a rule); the keyword arguments
+are the changes that make it somebody else's, and refsnn/conventions.py is the table of them. Rules of the method:
+refsnn/recompute_method.py.
 
 Records are (T, B, ...); inside, arrays are features first, samples last, as everywhere in this program. The rules are
 written with dense weights and matrix products, apart from the sparse code that wrote GOLDEN.
 """
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refsnn.chain import Residual
 from refsnn.encode import ENCODERS
-from refsnn.layers import BatchNorm
-from refsnn.ops.conv import fold, output_size, patches
+from refsnn.layers import AvgPool2d, BatchNorm, Conv2d, Dropout, Linear, MaxPool2d, Spiking, Vote
+from refsnn.ops.conv import fold, patches
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import lif_backward, lif_forward, lif_reset
 from refsnn.ops.norm import batch_norm_backward
 from refsnn.ops.pool import avg_pool_backward, avg_pool_forward, max_pool_backward, max_pool_forward
 from refsnn.ops.surrogate import SURROGATES
 from refsnn.plan import alpha_of, neuron_of
-from refsnn.schema import Config
-from refsnn.verdict import Tolerance
+from refsnn.traced import Step, UnavailableError, features_first, samples_first
 
 Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
-STEP = re.compile(r"(step_(\d+)/)?(.*)")
-
-
-class UnavailableError(Exception):
-    """A record cannot be recomputed: an input is missing, or this convention has nothing to say about it."""
-
-
-@dataclass
-class Step:
-    """The records of one step, by their names without it.
-
-    | Field | Meaning |
-    |---|---|
-    | golden, other | all arrays by full name; OTHER's are read where they have GOLDEN's shape |
-    | prefix | "step_0003/" |
-    | config | GOLDEN's configuration |
-    | target | OTHER's array for the record that is being explained, None where GOLDEN is recomputed |
-    | tolerance | what tells whether a stride and padding reproduce GOLDEN |
-    """
-
-    golden: Arrays
-    other: Arrays
-    prefix: str
-    config: Config
-    target: Array | None = None
-    tolerance: Tolerance = field(default_factory=Tolerance)
-
-    def has(self, name: str) -> bool:
-        """Whether one of the two files holds the record."""
-        return self.prefix + name in self.golden or self.prefix + name in self.other
-
-    def given(self, name: str) -> bool:
-        """Whether OTHER holds the record (in GOLDEN's shape, where GOLDEN has it)."""
-        full = self.prefix + name
-        return full in self.other and (full not in self.golden or self.other[full].shape == self.golden[full].shape)
-
-    def value(self, name: str) -> Array:
-        """The record; raises UnavailableError where neither file holds it."""
-        full = self.prefix + name
-        if self.given(name):
-            return self.other[full]
-        if full in self.golden:
-            return self.golden[full]
-        raise UnavailableError(f"{full} is in neither file")
-
-    def samples(self, name: str) -> Array:
-        """An activation, features first: (T, B, ...) as (..., T, B)."""
-        return features_first(self.value(name))
-
-    def before(self) -> "Step":
-        """The step before this one; raises UnavailableError for the first of the file."""
-        match = STEP.match(self.prefix)
-        if match is None or match[2] is None or int(match[2]) == 0:
-            raise UnavailableError("no step before this one")
-        return Step(self.golden, self.other, f"step_{int(match[2]) - 1:0{len(match[2])}d}/", self.config)
-
-    def first(self, name: str) -> Array:
-        """A record of the first step of a run; raises UnavailableError where GOLDEN does not begin there."""
-        full = f"step_{0:0{len(self.prefix) - 6}d}/{name}"
-        if full not in self.golden:
-            raise UnavailableError(f"{full} is not in GOLDEN")
-        return self.golden[full]
-
-    def names(self) -> Iterator[str]:
-        """GOLDEN's records of this step, in execution order, without the step."""
-        return (name.removeprefix(self.prefix) for name in self.golden if name.startswith(self.prefix))
-
-    # ------------------------------------------------------------------------------------------- the chain of layers
-
-    def layers(self) -> list[str]:
-        """Names of the layers that recorded something in the forward pass, in order."""
-        found = (name.split("/") for name in self.names())
-        return list(dict.fromkeys(parts[1] for parts in found if parts[0] == "forward" and len(parts) == 3))
-
-    def output(self, layer: str) -> str:
-        """The record that a layer passes on."""
-        return f"forward/{layer}/{'s' if self.has(f'forward/{layer}/s') else 'y'}"
-
-    def input(self, layer: str) -> Array:
-        """What a layer was given, features first."""
-        layers = self.layers()
-        k = layers.index(layer)
-        return self.samples("encode/spikes" if k == 0 else self.output(layers[k - 1]))
-
-    def output_gradient(self, layer: str) -> Array:
-        """dL/d output of a layer, features first, in the shape of the output (a flattening undone)."""
-        layers = self.layers()
-        k = layers.index(layer)
-        last = k == len(layers) - 1
-        dy = self.samples("loss/dlogits" if last else f"backward/{layers[k + 1]}/dx")
-        shape = self.samples(self.output(layer)).shape
-        if dy.size != np.prod(shape):
-            raise UnavailableError(f"the gradient of {layer} has another size than its output")
-        return dy.reshape(shape)
-
-
-def features_first(value: Array) -> Array:
-    """(T, B, ...) as (..., T, B)."""
-    if value.ndim < 2:
-        raise UnavailableError("no activation")
-    return np.moveaxis(value, (0, 1), (-2, -1))
-
-
-def samples_first(value: Array) -> Array:
-    """(..., T, B) as (T, B, ...), as records are."""
-    return np.moveaxis(value, (-2, -1), (0, 1))
 
 
 # ------------------------------------------------------------------------------------------------------- the neuron
 
 
-def neuron(step: Step, layer: str, part: str, **changes: Any) -> Array:
+def neuron(step: Step, layer: str, part: str, branch: bool = False, **changes: Any) -> Array:
     """forward/<layer>/{h, s, v}: eqs. (5)-(7), each step from the recorded state of the step before.
 
-    changes: parameters of the neuron (ops/neuron.py) that differ.
+    branch: neurons behind a join are driven by the body alone, as if they stood before it; changes: parameters of the
+    neuron (ops/neuron.py) that differ.
     """
     n = vars(neuron_of(step.config)) | changes
     names = {one: f"forward/{layer}/{one}" for one in "hsv"}
-    x = samples_first(step.input(layer))
+    x = step.value(_ends(step, _block_before(step, layer))[0] if branch else step.wired(layer).input)
     if part != "h" and not step.given(names["h"]):          # OTHER tells nothing of its membrane: run all steps
         h, s = _whole_run(x, n)
         return s if part == "s" else _resets(h, s, n)
@@ -221,53 +113,40 @@ def _matrix(step: Step, layer: str) -> tuple[Array, Array | None]:
     return step.value(f"params/{layer}.weight/value"), step.value(bias) if step.has(bias) else None
 
 
-def _geometry(step: Step, layer: str) -> tuple[int, int]:
-    """(stride, padding) of a convolution: the smallest with which GOLDEN's weight and input give GOLDEN's output."""
-    plain = Step(step.golden, step.golden, step.prefix, step.config)
-    x, (w, bias), y = plain.input(layer), _matrix(plain, layer), plain.samples(f"forward/{layer}/y")
-    kernel = (w.shape[2], w.shape[3])
-    for stride in range(1, 1 + max(kernel[0], x.shape[1] // y.shape[1])):
-        for padding in range(max(kernel)):
-            if min(x.shape[1:3]) + 2 * padding < max(kernel):
-                continue
-            if output_size((x.shape[1], x.shape[2]), kernel, stride, padding) == y.shape[1:3] and step.tolerance.agree(
-                    "real", _product(patches(x, kernel, stride, padding), w, bias), y):
-                return stride, padding
-    raise UnavailableError(f"no stride and padding lead from {layer}'s input to its output")
-
-
 def _product(columns: Array, w: Array, bias: Array | None) -> Array:
     y = np.tensordot(w.reshape(len(w), -1), columns, axes=1)
     return y if bias is None else y + bias.reshape(-1, *(1,) * (y.ndim - 1))
 
 
-def _columns(step: Step, layer: str, w: Array, padding: str = "zero", flatten: str = "CHW") -> Array:
-    """The layer's input as the columns that its weight matrix multiplies."""
-    x = step.input(layer)
-    if w.ndim == 2:
+def _columns(step: Step, layer: str, x: Array, padding: str = "zero", flatten: str = "CHW",
+             stride: int | None = None) -> Array:
+    """What a layer is given, as the columns that its weight matrix multiplies."""
+    conv = step.wired(layer).layer
+    if not isinstance(conv, Conv2d):
         x = np.moveaxis(x, 0, -3) if flatten == "HWC" and x.ndim == 5 else x
         return x.reshape(-1, *x.shape[-2:])
-    kernel = (w.shape[2], w.shape[3])
-    stride, width = _geometry(step, layer)
+    width = conv.padding
     if padding in ("edge", "reflect", "wrap"):
         x = np.pad(x, ((0, 0), (width, width), (width, width), (0, 0), (0, 0)), mode=padding)   # type: ignore[call-overload]
-    return patches(x, kernel, stride, width if padding == "zero" else 0)
+    return patches(x, conv.kernel_size, stride or conv.stride, width if padding == "zero" else 0)
 
 
 def product(step: Step, layer: str, part: str, flip: bool = False, swap: bool = False, bias: bool = True,
-            padding: str = "zero", flatten: str = "CHW") -> Array:
+            padding: str = "zero", flatten: str = "CHW", stride: int | None = None, currents: bool = False) -> Array:
     """forward/<layer>/y of a convolution or linear map: W x + b.
 
     flip: the kernel turned by 180 degrees, a true convolution; swap: its two axes exchanged; bias False: left out;
-    padding: "zero", "none", "edge", "reflect", "wrap"; flatten "HWC": a linear map's input laid flat channels last.
+    padding: "zero", "none", "edge", "reflect", "wrap"; flatten "HWC": a linear map's input laid flat channels last;
+    stride: another one; currents: x is what drives the neurons whose spikes it should be.
     """
     w, b = _matrix(step, layer)
     if part != "y":
         raise UnavailableError(f"{part}: no record of a convolution or linear map")
-    if (flip or swap or padding != "zero") and w.ndim != 4:
+    if (flip or swap or stride or padding != "zero") and w.ndim != 4:
         raise UnavailableError("no convolution")
     kernel = w[:, :, ::-1, ::-1] if flip else w.swapaxes(2, 3) if swap else w
-    return samples_first(_product(_columns(step, layer, w, padding, flatten), kernel, b if bias else None))
+    x = step.samples(_currents(step, step.wired(layer).input)) if currents else step.input(layer)
+    return samples_first(_product(_columns(step, layer, x, padding, flatten, stride), kernel, b if bias else None))
 
 
 def product_backward(step: Step, layer: str, part: str, masked: bool = False, flip: bool = False,
@@ -283,16 +162,17 @@ def product_backward(step: Step, layer: str, part: str, masked: bool = False, fl
     if part == "dbias":
         return dy.reshape(len(dy), -1).sum(axis=1)
     if part in ("dweight", "dweight_dense"):
-        columns = _columns(step, layer, w)
+        columns = _columns(step, layer, step.input(layer))
         axes = list(range(1, columns.ndim))
         dw = np.tensordot(dy, columns, axes=(axes, axes)).reshape(w.shape)
         return dw * step.value(f"params/{layer}.weight/mask") if part == "dweight" or masked else dw
     x = step.input(layer)
     kernel = w[:, :, ::-1, ::-1] if flip and w.ndim == 4 else w
     dcolumns = np.tensordot(kernel.reshape(len(w), -1).T, dy, axes=1)
-    if w.ndim == 2:
+    conv = step.wired(layer).layer
+    if not isinstance(conv, Conv2d):
         return samples_first(dcolumns)
-    return samples_first(fold(dcolumns, x.shape[:3], (w.shape[2], w.shape[3]), *_geometry(step, layer)))
+    return samples_first(fold(dcolumns, x.shape[:3], conv.kernel_size, conv.stride, conv.padding))
 
 
 def pool(step: Step, layer: str, part: str, kind: str | None = None, share: str = "") -> Array:
@@ -300,10 +180,8 @@ def pool(step: Step, layer: str, part: str, kind: str | None = None, share: str 
 
     kind: "average", "max" or "sum"; share "all": each of several equal maxima receives the whole gradient.
     """
-    x, y = step.input(layer), step.samples(step.output(layer))
-    if x.ndim != 5 or y.ndim != 5:
-        raise UnavailableError("no map")
-    size, kind = x.shape[1] // y.shape[1], kind or step.config.model.pool
+    x, own = step.input(layer), step.wired(layer).layer
+    size, kind = own.size, kind or ("max" if isinstance(own, MaxPool2d) else "average")
     largest, winner = max_pool_forward.definition(x, size)
     if part == "y":
         mean = avg_pool_forward.definition(x, size)
@@ -320,12 +198,27 @@ def pool(step: Step, layer: str, part: str, kind: str | None = None, share: str 
 def dropout(step: Step, layer: str, part: str, rescaled: bool = True) -> Array:
     """forward/<layer>/{scale, y} and backward/<layer>/dx of dropout. rescaled False: no factor 1 / (1 - p)."""
     kept = step.value(f"rng/dropout/{layer}").astype(step.value(f"forward/{layer}/scale").dtype)
-    scale = kept / (1 - step.config.model.dropout) if rescaled else kept
+    scale = kept / (1 - step.wired(layer).layer.p) if rescaled else kept
     if part == "scale":
         return scale
     if step.given(f"forward/{layer}/scale"):
         scale = step.value(f"forward/{layer}/scale")
     return scale * samples_first(step.input(layer) if part == "y" else step.output_gradient(layer))
+
+
+def vote(step: Step, layer: str, part: str, summed: bool = False, interleaved: bool = False) -> Array:
+    """forward/<layer>/y and backward/<layer>/dx of voting: a class is the mean of consecutive units.
+
+    summed: their sum; interleaved: of the units k, k + K, k + 2 K, ... for class k of K.
+    """
+    size, axis = step.wired(layer).layer.size, 0 if interleaved else 1
+    share = 1 if summed else size
+    if part == "dx":
+        dy = step.output_gradient(layer) / share
+        return samples_first(np.concatenate([dy] * size) if interleaved else np.repeat(dy, size, axis=0))
+    x = step.input(layer)
+    votes = x.reshape((size, -1, *x.shape[1:]) if interleaved else (-1, size, *x.shape[1:]))
+    return samples_first(votes.sum(axis=axis) / share)
 
 
 def encode(step: Step, part: str, first_only: bool = False) -> Array:   # noqa: ARG001
@@ -393,6 +286,73 @@ def norm_backward(step: Step, layer: str, part: str, constant: bool = False) -> 
     return samples_first(dx)
 
 
+# ---------------------------------------------------------------------------------------------------- residual blocks
+
+
+def _ends(step: Step, block: str) -> tuple[str, str]:
+    """The records at the ends of body and shortcut of a block; an empty shortcut ends where it begins."""
+    place = step.wired(block)
+    shortcut = place.layer.shortcut
+    return (step.wired(place.layer.body[-1].name).output,
+            step.wired(shortcut[-1].name).output if shortcut else place.input)
+
+
+def _block_before(step: Step, layer: str) -> str:
+    """The block whose join a layer is given, or the block itself."""
+    for place in (step.wired(layer), step.maker(step.wired(layer).input)):
+        if place is not None and isinstance(place.layer, Residual):
+            return place.layer.name
+    raise UnavailableError(f"{layer} does not stand behind a join")
+
+
+def _currents(step: Step, spikes: str) -> str:
+    """The record of what drives the neurons whose spikes another record is."""
+    place = step.maker(spikes)
+    if place is None or not isinstance(place.layer, Spiking):
+        raise UnavailableError(f"{spikes} is no record of spikes")
+    return place.input
+
+
+def join(step: Step, block: str, part: str, shortcut: str = "whole") -> Array:      # noqa: ARG001
+    """forward/<block>/y: what arrives at the ends of body and shortcut, added.
+
+    shortcut: "whole"; "none", left out; "no norm", without its batch norm; "currents", an empty one that starts before
+    the neurons whose spikes the block is given.
+    """
+    along, beside = _ends(step, block)
+    layers = step.wired(block).layer.shortcut
+    if (shortcut == "no norm" and not layers) or (shortcut == "currents" and layers):
+        raise UnavailableError("another kind of shortcut")
+    if shortcut == "none":
+        return step.value(along)
+    if shortcut == "no norm":
+        beside = step.wired(layers[0].name).output
+    return step.value(along) + step.value(_currents(step, beside) if shortcut == "currents" else beside)
+
+
+def sew(step: Step, layer: str, part: str, connect: str) -> Array:      # noqa: ARG001
+    """forward/<block>/y, or s of the neurons behind it, where blocks join spikes: SEW-ResNet (Fang et al., 2021).
+
+        ADD  x + s      AND  x s      IAND  x (1 - s)
+
+    s: spikes of neurons at the end of the body; x: of others at the end of the shortcut, or what an empty one is given.
+    """
+    n, block = vars(neuron_of(step.config)), _block_before(step, layer)
+    along, beside = (step.value(end) for end in _ends(step, block))
+    s = _whole_run(along, n)[1]
+    x = _whole_run(beside, n)[1] if step.wired(block).layer.shortcut else beside
+    return {"ADD": x + s, "AND": x * s, "IAND": x * (1 - s)}[connect]
+
+
+def join_backward(step: Step, block: str, part: str, way: str = "both") -> Array:       # noqa: ARG001
+    """backward/<block>/dx: the gradients along both ways, added. way: "both", or "body" or "shortcut" alone."""
+    place = step.wired(block)
+    shortcut = place.layer.shortcut
+    along = step.value(f"backward/{place.layer.body[0].name}/dx")
+    beside = step.value(f"backward/{shortcut[0].name}/dx" if shortcut else place.arriving)
+    return {"both": along + beside, "body": along, "shortcut": beside}[way]
+
+
 # --------------------------------------------------------------------------------------------------------------- loss
 
 
@@ -402,7 +362,7 @@ def loss(step: Step, part: str, kind: str | None = None, scale: str = "", softma
     kind: another of LOSSES; scale: "batch", "time" or "both", a sum in place of that mean; softmax_first: the
     probabilities, not the logits, are averaged over time.
     """
-    logits, labels = step.samples(step.output(step.layers()[-1])), step.value("input/y")
+    logits, labels = step.logits(), step.value("input/y")
     try:
         value, gradient = LOSSES[kind or step.config.train.loss](logits, labels)
     except ValueError as error:
@@ -423,3 +383,13 @@ def _log_of_mean_softmax(logits: Array, labels: Array) -> tuple[float, Array]:
     mean = right.mean(axis=0)
     share = right / right.sum(axis=0)                                           # of each step in the mean
     return float(-np.log(mean).mean()), share * (p - target) / p.shape[-1]
+
+
+# For each kind of layer the rules of its records, forwards and backwards; the program's own first.
+RULES: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    Spiking: (("neuron", "sew"), ("neuron_backward", "surrogate")),
+    Conv2d: (("product",), ("product_backward",)), Linear: (("product",), ("product_backward",)),
+    BatchNorm: (("norm",), ("norm_backward",)), Residual: (("join", "sew"), ("join_backward",)),
+    AvgPool2d: (("pool",), ("pool",)), MaxPool2d: (("pool",), ("pool",)), Dropout: (("dropout",), ("dropout",)),
+    Vote: (("vote",), ("vote",)),
+}

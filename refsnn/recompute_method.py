@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from refsnn.optim import bias_correction
 from refsnn.pq import Measurement, retained_bound, rewiring_counts
-from refsnn.recompute import Step, UnavailableError
 from refsnn.rewire import end_counts, rewire
 from refsnn.topology import Scope, Structure, units
+from refsnn.traced import Step, UnavailableError
 
 Array = npt.NDArray[Any]
 GRADIENTS = {"weight": "dweight", "bias": "dbias", "gamma": "dgamma", "beta": "dbeta"}

@@ -75,13 +75,12 @@ def _optional(value: Any, form: str) -> str:
 # ------------------------------------------------------------------------------------------------------ a configuration
 
 
-def configuration(name: str, config: Config, data: Dataset) -> list[str]:
-    """A configuration: data, layers, weights, multiply-adds, memory, and every key."""
+def configuration(name: str, config: Config, data: Dataset, about: str) -> list[str]:
+    """A configuration: what is said about its data, layers, weights, multiply-adds, memory, and every key."""
     state = start(config, data)
-    samples = f"{len(data.train):,} training samples, {len(data.test):,} {tested_on(config)} samples"
     return [
         f"configuration {name}",
-        f"data      {data.name}: {samples}, {data.classes} classes",
+        f"data      {about}",
         f"network   {config.model.name}: input {shape_text(state.network.input_shape)}, T = {config.encode.steps}",
         "",
         *layers(state.network, config.encode.steps),

@@ -31,15 +31,17 @@ def folder_of(name: str, path: str) -> Path:
     return cifar.find_folder(name, images.roots(name, path))
 
 
+def line(name: str, path: str) -> str:
+    """A data set, and where it was found, or what is looked for."""
+    try:
+        return f"{name}: {ABOUT[name]}; in {folder_of(name, path)}"
+    except UserError as error:
+        return f"{name}: {ABOUT[name]}; not found: {str(error).removeprefix(f'data set {name}: ')}"
+
+
 def listing() -> list[str]:
-    """Every data set, and where it was found, or what is looked for."""
-    lines = []
-    for name, about in ABOUT.items():
-        try:
-            lines += [f"{name:<11} {about}", f"{'':<11} in {folder_of(name, '')}"]
-        except UserError as error:
-            lines += [f"{name:<11} {about}", f"{'':<11} not found: {error}"]
-    return lines
+    """Every data set: see `line`."""
+    return [line(name, "") for name in ABOUT]
 
 
 def check(name: str, path: str) -> tuple[list[str], bool]:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refsnn.plan import neuron_of
-from refsnn.recompute import STEP
 from refsnn.schema import Config
+from refsnn.traced import STEP
 from refsnn.verdict import Tolerance, Verdict
 
 Array = npt.NDArray[Any]

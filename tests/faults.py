@@ -10,7 +10,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from conftest import data_of, first, tiny
 from refsnn import config as configuration
 from refsnn import layers, optim, pq, rewire
 from refsnn import train as training
+from refsnn.chain import Residual, chain_backward, chain_forward
 from refsnn.datasets import Dataset
 from refsnn.ops import conv, norm
 from refsnn.ops.loss import LOSSES
@@ -71,6 +72,8 @@ def record(config: Config, steps: int, prepare: Callable[[State], None] = lambda
 # -------------------------------------------------------------------------------------------------------- golden runs
 
 
+RESIDUAL = "4C3 6R 8Rs2 8R GAP FC12 FC VOTE2"       # the shortcut is a convolution in blocks 1 and 2, empty in block 3
+PLAIN = "4C3/nonorm 4C1 MP2 6C3s2/nolif 6C3 AP2 FC12/nobias DP0.2 FC/nobias VOTE3"
 COMMON = ("dtype=float64", "train.batch=8", "train.epochs=1", "train.iterations=4", "rewire.preset=literal")
 
 
@@ -82,10 +85,25 @@ def golden_config(base: str) -> Config:
         "adamw": ("optim.kind=adamw", "optim.weight_decay=0.1"), "sgd": ("optim.kind=sgd", "optim.weight_decay=0.1"),
         "sap": ("rewire.preset=sap",), "fresh": ("optim.fresh=true",), "global": ("rewire.scope=global",),
         "float32": ("dtype=float32", "rewire.grow=adam"), "steps": ("optim.regrown_step=global", "train.clip=0.05"),
+        "residual": layers_of(RESIDUAL), "plain": layers_of(PLAIN),
+        "block tie": (*layers_of(RESIDUAL), f"structure.start={norm_at_the_threshold()}"),
         "tie": (f"neuron.v_threshold={membrane_of_the_first_neuron()!r}",) if base == "tie" else (),
         "equal": ("optim.lr=0.0", f"structure.start={equal_weights()}") if base == "equal" else (),
     }
     return tiny(*COMMON, *extra[base])
+
+
+def layers_of(chain: str) -> tuple[str, ...]:
+    return "model.name=layers", f'model.layers="{chain}"', "neuron.v_threshold=0.5", "structure.density=0.8"
+
+
+@functools.cache
+def norm_at_the_threshold() -> str:
+    """A file of a batch norm in a block, with a channel that is 0.5 everywhere: membranes that begin with a tie."""
+    path = Path(tempfile.mkdtemp()) / "norm.npz"
+    np.savez(path, **{"block1.norm1.gamma": np.array([0.0, 1, 1, 1, 1, 1]),
+                      "block1.norm1.beta": np.array([0.5, 0, 0, 0, 0, 0])})
+    return str(path)
 
 
 @functools.cache
@@ -386,6 +404,96 @@ def detached(_: Any) -> Any:
     return backward
 
 
+def blocks(state: State) -> list[Residual]:
+    return [layer for layer in state.network.layers if isinstance(layer, Residual)]
+
+
+def spikes_joined(state: State) -> None:
+    """SEW-ResNet: the neurons behind every join move to the end of the body, others to the end of the shortcut."""
+    chain = state.network.layers
+    for block in blocks(state):
+        neurons = chain.pop([layer is block for layer in chain].index(True) + 1)
+        block.body.append(neurons)
+        if block.shortcut:
+            block.shortcut.append(replace(neurons, name=f"{block.name}.shortcut_lif"))
+
+
+def membrane_shortcut(number: int) -> Callable[[State], None]:
+    """MS-ResNet: the neurons before a block move to the beginning of its body."""
+    def prepare(state: State) -> None:
+        chain, block = state.network.layers, blocks(state)[number - 1]
+        block.body.insert(0, chain.pop([layer is block for layer in chain].index(True) - 1))
+    return prepare
+
+
+def late_stride(state: State) -> None:
+    body = blocks(state)[1].body
+    body[0].stride, body[3].stride = 1, 2
+
+
+def another_stride(state: State) -> None:
+    blocks(state)[2].body[0].stride = 2         # the join cannot be computed then: the step ends there
+
+
+def bare_shortcuts(state: State) -> None:
+    for block in blocks(state):
+        del block.shortcut[1:]
+
+
+def fires_at_the_threshold(state: State) -> None:
+    lif = blocks(state)[0].body[2]
+    lif.neuron = replace(lif.neuron, compare="ge")
+
+
+def joined(combine: Callable[[Any, Any], Any]) -> Any:
+    """The join of a block with combine(body, shortcut) for their sum."""
+    def wrap(_: Any) -> Any:
+        def forward(self, x, training, rng, rec):
+            along, body = chain_forward(self.body, x, training, rng, rec)
+            beside, shortcut = chain_forward(self.shortcut, x, training, rng, rec)
+            y = combine(along, beside)
+            rec.samples(f"forward/{self.name}/y", y)
+            return y, (body, shortcut)
+        return forward
+    return wrap
+
+
+def returned(combine: Callable[[Any, Any], Any]) -> Any:
+    """The way back through a block with combine(body, shortcut) for the sum of the two gradients."""
+    def wrap(_: Any) -> Any:
+        def backward(self, dy, cache, rec, dense):
+            beside, theirs = chain_backward(self.shortcut, dy, cache[1], rec, dense)
+            along, ours = chain_backward(self.body, dy, cache[0], rec, dense)
+            dx = combine(along, beside)
+            rec.samples(f"backward/{self.name}/dx", dx)
+            return dx, ours | theirs
+        return backward
+    return wrap
+
+
+def voted(count: Callable[[Any, int], Any]) -> Any:
+    """Voting with count(units, size) for the mean of consecutive units."""
+    def wrap(_: Any) -> Any:
+        def forward(self, x, training, rng, rec):        # noqa: ARG001
+            y = count(x, self.size)
+            rec.samples(f"forward/{self.name}/y", y)
+            return y, None
+        return forward
+    return wrap
+
+
+def undivided(_: Any) -> Any:
+    def backward(self, dy, cache, rec, dense):           # noqa: ARG001
+        dx = np.repeat(dy, self.size, axis=0)
+        rec.samples(f"backward/{self.name}/dx", dx)
+        return dx, {}
+    return backward
+
+
+def without_bias(original: Any) -> Any:
+    return lambda x, data, indices, indptr, _, *geometry: original(x, data, indices, indptr, None, *geometry)
+
+
 HALF = "neuron.decay=0.6065306597126334"        # exp(-1/2): tau = 2
 
 KNOWN: dict[str, Fault] = {
@@ -484,6 +592,40 @@ KNOWN: dict[str, Fault] = {
     "another order": Fault("rng/order", "another random order", patch=(training, "stream", batches_backwards)),
 }
 
+KNOWN_IN_NETWORKS: dict[str, Fault] = {
+    "no shortcut": Fault("forward/block1/y", "no shortcut", "residual",
+                         patch=(Residual, "forward", joined(lambda along, _: along))),
+    "shortcut without its norm": Fault("forward/block1/y", "shortcut without batch norm", "residual",
+                                       prepare=bare_shortcuts),
+    "spikes joined": Fault("forward/block1/y", "SEW-ResNet ADD", "residual", prepare=spikes_joined),
+    "and of spikes": Fault("forward/block1/y", "SEW-ResNet AND", "residual", prepare=spikes_joined,
+                           patch=(Residual, "forward", joined(lambda along, beside: along * beside))),
+    "and not of spikes": Fault("forward/block1/y", "SEW-ResNet IAND", "residual", prepare=spikes_joined,
+                               patch=(Residual, "forward", joined(lambda along, beside: beside * (1 - along)))),
+    "shortcut of currents": Fault("forward/block3/y", "membrane shortcut", "residual", prepare=membrane_shortcut(3)),
+    "shortcut of currents, convolved": Fault("forward/block1.shortcut/y", "currents for spikes", "residual",
+                                             prepare=membrane_shortcut(1)),
+    "late stride": Fault("forward/block2.conv1/y", "stride 1", "residual", prepare=late_stride),
+    "another stride": Fault("forward/block3.conv1/y", "stride 2", "residual", prepare=another_stride),
+    "greater or equal in a block": Fault("forward/block1.lif1/s", ">= against >", "block tie",
+                                         prepare=fires_at_the_threshold),
+    "gradient by the body": Fault("backward/block3/dx", "gradient along the body only", "residual",
+                                  patch=(Residual, "backward", returned(lambda along, _: along))),
+    "gradient by the shortcut": Fault("backward/block3/dx", "gradient along the shortcut only", "residual",
+                                      patch=(Residual, "backward", returned(lambda _, beside: beside))),
+    "votes summed": Fault("forward/vote/y", "votes summed", "residual", patch=(layers.Vote, "forward", voted(
+        lambda x, size: x.reshape(-1, size, *x.shape[1:]).sum(axis=1)))),
+    "votes interleaved": Fault("forward/vote/y", "votes interleaved", "plain", patch=(layers.Vote, "forward", voted(
+        lambda x, size: x.reshape(size, -1, *x.shape[1:]).mean(axis=0)))),
+    "gradient of a vote undivided": Fault("backward/vote/dx", "votes summed", "plain",
+                                          patch=(layers.Vote, "backward", undivided)),
+    "no bias": Fault("forward/conv1/y", "no bias", "plain", patch=(conv, "conv2d_forward", without_bias)),
+    "max for the second pool": Fault("forward/pool2/y", "max pooling", "plain",
+                                     overrides=layers_of(PLAIN.replace("AP2", "MP2"))),
+    "average for the first pool": Fault("forward/pool1/y", "average pooling", "plain",
+                                        overrides=layers_of(PLAIN.replace("MP2", "AP2"))),
+}
+
 UNKNOWN: dict[str, Fault] = {
     "wrong decay": Fault("forward/lif1/h", None, overrides=("neuron.decay=0.45",)),
     "label smoothing": Fault("loss/(value|dlogits)", None, patch=(LOSSES, "tet", smoothed_labels)),
@@ -494,5 +636,13 @@ UNKNOWN: dict[str, Fault] = {
     "constant learning rate": Fault("optim/lr", None, overrides=("optim.schedule=constant",)),
     "p of 0.6": Fault("stage1/norm_p", None, overrides=("rewire.p=0.6",)),
     "redrawn order": Fault("rng/order", None, patch=(training, "stream", other_seed)),
+    "or of spikes": Fault("forward/block1/y", None, "residual", prepare=spikes_joined,
+                          patch=(Residual, "forward", joined(np.maximum))),
+    "shortcut subtracted": Fault("forward/block1/y", None, "residual",
+                                 patch=(Residual, "forward", joined(lambda along, beside: along - beside))),
+    "gradient by the shortcut halved": Fault("backward/block3/dx", None, "residual", patch=(
+        Residual, "backward", returned(lambda along, beside: along + beside / 2))),
+    "largest vote": Fault("forward/vote/y", None, "residual", patch=(layers.Vote, "forward", voted(
+        lambda x, size: x.reshape(-1, size, *x.shape[1:]).max(axis=1)))),
     "clipped gradient": Fault("optim/conv1.weight/first", None, overrides=("train.clip=0.05",)),
 }

@@ -17,8 +17,8 @@ from refsnn.compare import Report, compare, compare_records
 from refsnn.conventions import CONVENTIONS, candidates, explain, rules_of
 from refsnn.errors import UserError
 from refsnn.models import complete
-from refsnn.recompute import Step
 from refsnn.trace import Record
+from refsnn.traced import Step
 from refsnn.verdict import Tolerance, judge, same_but
 
 
@@ -324,7 +324,7 @@ def test_who_dumps_little_gets_as_much_of_an_answer(fault: Fault, kept: str, con
 
 
 @pytest.mark.parametrize("base", ["adam", "neuron", "max", "dropout", "adamw", "sgd", "tie", "equal", "sap", "fresh",
-                                  "global", "float32", "steps"])
+                                  "global", "float32", "steps", "residual", "plain"])
 def test_every_record_of_a_golden_trace_follows_from_its_inputs(base: str) -> None:
     """The recomputations are dense and apart from the sparse code that wrote the trace: each checks the other."""
     attributes, records = golden(base)
@@ -338,7 +338,7 @@ def test_every_record_of_a_golden_trace_follows_from_its_inputs(base: str) -> No
 
 def test_every_convention_speaks_of_some_record_and_has_a_sentence() -> None:
     spoken = set()
-    for base in ("adam", "max", "dropout", "sgd", "adamw"):
+    for base in ("adam", "max", "dropout", "sgd", "adamw", "residual"):
         attributes, records = golden(base)
         config = complete(configuration.loads(attributes["config"]))
         values = {name: r.value for name, r in records.items()}

@@ -11,6 +11,7 @@ import pytest
 
 from refsnn import config as configuration
 from refsnn import datasets, runs, schema, show, trace, twin
+from refsnn.cli import _shown
 from refsnn.models import complete
 from refsnn.schema import Config
 from refsnn.train import State, start, train_step
@@ -147,10 +148,23 @@ def test_a_neuron_written_out_is_the_default_still() -> None:
 
 
 def test_a_configuration_names_its_data() -> None:
-    data = datasets.load(Config())
-    text = "\n".join(show.configuration("tiny", configuration.load("tiny"), data))
+    text = "\n".join(_shown("tiny", configuration.load("tiny")))
     assert "digits: 1,437 training samples, 360 test samples, 10 classes" in text
     assert "input 1×8×8, T = 2" in text
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("cifar10_resnet19", ("12,619,968", "input 3×32×32, T = 2", "block4.shortcut")),
+    ("cifar100_resnet19", ("12,643,008",)),
+    ("cifar10dvs_vggsnn", ("9,263,232", "input 2×48×48, T = 10")), ("cifar10_conv6fc2", ("36,715,264", "vote")),
+    ("nmnist", ("input 2×34×34, T = 10",)),
+])
+def test_a_network_is_shown_without_its_data(name: str, words: tuple[str, ...], tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFSNN_DATA", str(tmp_path))
+    text = "\n".join(_shown(name, configuration.load(name, [f"data.path={tmp_path}"])))
+    assert "not found: " in text
+    assert all(word in text for word in words)
 
 
 # ------------------------------------------------------------------------------------------------- runs and their files

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from refsnn.datasets.recordings import Recordings
 
 __all__ = ["DATASETS", "Augmented", "Dataset", "InMemory", "Normalised", "Samples", "Subset", "event_folder",
-           "hold_out", "load"]
+           "hold_out", "load", "stand_in"]
 
 Tell = Callable[[int, int], None]       # (recordings converted, all of them)
 
@@ -68,7 +68,7 @@ def _nmnist(config: Config, _: np.random.Generator, tell: Tell | None) -> Datase
 
 
 def event_folder(config: Config) -> Path:
-    """The first folder that holds all folders of a data set of recordings; raises UserError that lists where it looked.
+    """The first folder that holds all folders of a data set of recordings; raises UserError that says where it looked.
 
     Each place that is looked at may be the folder itself, or hold it under its usual name.
     """
@@ -98,6 +98,24 @@ def _frames(config: Config, train: "Recordings", test: "Recordings", tell: Tell 
 DATASETS: dict[str, Callable[[Config, np.random.Generator, Tell | None], Dataset]] = {
     "digits": _digits, "npz": _npz, "cifar10": _cifar, "cifar100": _cifar, "cifar10dvs": _cifar10dvs, "nmnist": _nmnist,
 }
+
+
+def stand_in(config: Config) -> Dataset | None:
+    """One sample of zeros in place of each part of a large set, to see what a network makes of it without its files.
+
+    None for a set that is small, or whose form only its file knows.
+    """
+    size = config.events.size
+    forms = {
+        "cifar10": (3, 32, 32), "cifar100": (3, 32, 32),
+        "cifar10dvs": (config.encode.steps, 2, size or 128, size or 128),
+        "nmnist": (config.encode.steps, 2, size or 34, size or 34),
+    }
+    if config.data.name not in forms:
+        return None
+    zeros = InMemory(np.zeros((1, *forms[config.data.name]), np.float32), np.zeros(1, np.int64))
+    classes = {"fine": 100, "coarse": 20}[config.data.labels] if config.data.name == "cifar100" else 10
+    return Dataset(config.data.name, zeros, zeros, classes)
 
 
 def load(config: Config, tell: Tell | None = None) -> Dataset:
