@@ -227,6 +227,23 @@ def test_max_steps_ends_a_run() -> None:
     assert len(state.metrics) == 1
 
 
+@pytest.mark.parametrize("preset", ["figures", "literal"])
+@pytest.mark.parametrize("window", [0, 3])
+def test_max_steps_closes_the_iteration_under_way(preset: str, window: int) -> None:
+    state = train_tiny("train.max_steps=5", f"rewire.preset={preset}", f"rewire.grow_window={window}")
+    (end,) = (row for row in state.structure if row["layer"] == "all")
+    assert end["phase"] == "end"
+    assert end["pruned"] == end["count"] > 0
+    assert end["regrown"] == (end["pruned"] if preset == "literal" else 0)
+    assert state.metrics[-1]["param_density"] == pytest.approx(0.5, abs=1e-3), "the accuracy is taken before the prune"
+
+
+def test_max_steps_in_the_last_iteration_prunes_nothing() -> None:
+    state = train_tiny("train.iterations=1", "train.max_steps=5")
+    (last,) = (row for row in state.structure if row["layer"] == "all")
+    assert (last["phase"], last["pruned"]) == ("last", 0)
+
+
 def test_running_a_layer_twice_changes_nothing() -> None:
     config = tiny()
     data = data_of(config)
