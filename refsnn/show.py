@@ -17,10 +17,11 @@ import numpy.typing as npt
 from refsnn import config as configurations
 from refsnn import runs, safe_read, schema
 from refsnn.budget import budget, holdings
+from refsnn.chain import Residual
 from refsnn.datasets import Dataset
 from refsnn.errors import UserError
 from refsnn.evaluate import Evaluation, synapses
-from refsnn.layers import Conv2d, Linear, Spiking
+from refsnn.layers import Conv2d, Layer, Linear, Spiking
 from refsnn.metrics import PICOJOULE_PER_MAC, PICOJOULE_PER_SOP
 from refsnn.models import Network, complete
 from refsnn.schema import Config
@@ -263,18 +264,31 @@ def evaluation(state: State, result: Evaluation) -> list[str]:
 
 def _layer_operations(network: Network, result: Evaluation) -> list[str]:
     """A table of the sparse layers; the firing rate is that of the neurons they feed."""
-    rate, rows = "–", []
-    for layer in reversed(network.leaves):
-        if isinstance(layer, Spiking):
-            rate = f"{result.firing_rates[layer.name]:.4f}"
-        elif isinstance(layer, Conv2d | Linear):
-            w, counted = layer.weight, result.layers[layer.name]
-            rows.append([layer.name, f"{w.nnz:,}", f"{w.size:,}", f"{w.density:.4f}",
-                         f"{counted.operations / result.samples:,.0f}", "SOP" if counted.binary else "MAC", rate])
-            rate = "–"
+    fed, rows = _fed(network.layers, None), []
+    for layer in network.sparse_layers:
+        w, counted = layer.weight, result.layers[layer.name]
+        rate = result.firing_rates.get(fed[layer.name] or "")
+        rows.append([layer.name, f"{w.nnz:,}", f"{w.size:,}", f"{w.density:.4f}",
+                     f"{counted.operations / result.samples:,.0f}", "SOP" if counted.binary else "MAC",
+                     _optional(rate, ".4f")])
     head = ["layer", "active", "weights", "density", "operations", "kind", "firing rate"]
-    return [*table(head, rows[::-1], left=(0,)),
+    return [*table(head, rows, left=(0,)),
             "operations per sample; firing rate: spikes per neuron and time step of the neurons the layer feeds"]
+
+
+def _fed(layers: Sequence[Layer], after: str | None) -> dict[str, str | None]:
+    """The neurons that each sparse layer of a chain feeds, by its name; `after`: those that the chain itself feeds."""
+    found: dict[str, str | None] = {}
+    for layer in reversed(layers):
+        if isinstance(layer, Residual):
+            found |= _fed(layer.body, after) | _fed(layer.shortcut, after)
+        elif isinstance(layer, Spiking):
+            after = layer.name
+        if isinstance(layer, Conv2d | Linear):
+            found[layer.name] = after
+        if isinstance(layer, Conv2d | Linear | Residual):
+            after = None
+    return found
 
 
 def measured(rows: Sequence[Row], scope: str, every_unit: bool) -> list[str]:

@@ -48,6 +48,8 @@ EQUATIONS = {       # (stage, kind of layer, last part of the name) -> what it i
     ("encode", "", "spikes"): "x(t)",
     ("forward", "Conv2d", "y"): "eq. (5): (M∘W) x(t)",
     ("forward", "Linear", "y"): "eq. (5): (M∘W) x(t) + b",
+    ("forward", "Residual", "y"): "body(x) + shortcut(x)",
+    ("forward", "Vote", "y"): "mean of each class's units",
     ("forward", "BatchNorm", "y"): "γ (y − mean) / √(var + ε) + β",
     ("forward", "Spiking", "h"): "eq. (5): u(t), charged",
     ("forward", "Spiking", "s"): "eq. (6): a(t) = Θ(u(t) − V_th)",
@@ -135,7 +137,7 @@ def first_batch(state: State, data: Dataset, epoch: int) -> Iterator[str]:
     """One optimiser step with every record, in execution order, by stage."""
     rec, lr = Recorder(), step_size(state, epoch)
     loss, correct = _train(state, data, 1, epoch, rec)
-    kinds = {layer.name: type(layer).__name__ for layer in state.network.leaves}
+    kinds = {layer.name: type(layer).__name__ for layer in (*state.network.layers, *state.network.leaves)}
     for stage, about in STAGES.items():
         chosen = [r for r in rec.records if r.name.startswith(f"{stage}/")]
         yield ""

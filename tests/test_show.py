@@ -234,3 +234,10 @@ def test_a_checkpoint_lists_every_record(folder: Path) -> None:
     row = cells(lines, "first_mask/fc1.weight")
     packed = found["first_mask/fc1.weight"].value
     assert math.isclose(float(row[-1]), np.unpackbits(packed).mean(), abs_tol=5e-4)
+
+
+def test_both_ways_of_a_block_feed_the_neurons_behind_it() -> None:
+    config = configuration.loads("", ["model.name=layers", "model.layers=4C3 6Rs2 6C1/nolif AP2 FC8 FC"])
+    fed = show._fed(start(config, datasets.load(config)).network.layers, None)
+    assert fed == {"conv1": "lif1", "block1.conv1": "block1.lif1", "block1.conv2": "block1.lif2",
+                   "block1.shortcut": "block1.lif2", "conv2": None, "fc1": "lif2", "fc2": None}
