@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import math
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 
 import refsnn
+from refsnn.chain import chain_backward, chain_forward
 
 VALIDATION = Path(refsnn.__file__).parents[1] / "validation"
 pytestmark = pytest.mark.skipif(not (VALIDATION / "common.py").is_file(), reason="validation/ is not installed")
 PEERS = sorted((VALIDATION / "peers").glob("*.py"))
 CHECKS = sorted(VALIDATION.glob("check_*.py"))
-FRAMEWORKS = ("torch", "rigl_torch", "sparsimony", "spikingjelly", "snntorch", "norse")
-NEEDS_TORCH = ("check_torch", "check_sap", "check_rigl", "check_torch_prune")
+FRAMEWORKS = ("torch", "torchvision", "rigl_torch", "sparsimony", "spikingjelly", "snntorch", "norse", "tonic")
+NEEDS_TORCH = ("check_torch", "check_networks", "check_data", "check_events", "check_sap", "check_rigl", "check_torch_prune")
 
 
 @pytest.fixture
@@ -249,3 +251,72 @@ def test_the_side_by_side_run_tells_two_methods_apart(
         assert "masks, 2 rewires: differing" in broken
     if fault == "moments kept":
         assert "weights, absolute" in broken
+
+
+def small_residual(net: Any, x: Any, classes: int) -> Any:
+    """4C3 8Rs2 8R GAP FC, as peers/torch_networks.py has its networks."""
+    x = net.block("block2", net.block("block1", net.spiking(1, x, 4), 8, 2), 8, 1)
+    x = net.layer("pool1", x, lambda x: x.mean(dim=(3, 4), keepdim=True))
+    return net.linear("fc1", net.flatten(x), classes)
+
+
+def exchanged(handed_over: Callable[..., Any]) -> Callable[..., Any]:
+    """Two batch norms of a block in each other's place."""
+    def hand_over(state: Any) -> Any:
+        parameters, statistics = handed_over(state)
+        names = ("block1.norm2.gamma", "block1.shortcut_norm.gamma")
+        return parameters | dict(zip(names, [parameters[name] for name in reversed(names)], strict=True)), statistics
+    return hand_over
+
+
+def no_shortcut_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A residual block that gives what its body gives."""
+    return lambda self, *args: (chain_forward(self.body, *args)[0], forward(self, *args)[1])
+
+
+def no_shortcut_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A residual block whose input's gradient comes through its body alone."""
+    return lambda self, dy, cache, *args: (chain_backward(self.body, dy, cache[0], *args)[0],
+                                           backward(self, dy, cache, *args)[1])
+
+
+# what is wrong -> where, what it becomes, and rows that must fail
+NETWORK_FAULTS: dict[str, tuple[str, Callable[..., Any], set[str]]] = {
+    "a join without its shortcut": ("refsnn.chain.Residual.forward", no_shortcut_forward,
+                                    {"small: membranes", "small, forced: entries of joins that are no sums"}),
+    "a gradient along one way only": ("refsnn.chain.Residual.backward", no_shortcut_backward,
+                                      {"small: gradients of weights at every place",
+                                       "small, forced: entries of joins that are no sums"}),
+    "batch norms exchanged": ("check_networks.handed_over", exchanged, {"small: membranes", "small, forced: outputs"}),
+    "neurons driven too hard": ("refsnn.layers.lif_forward", lambda f: lambda x, *rest: f(x * 1.1, *rest),
+                                {"small: spikes that differ", "small, forced: spikes that differ"}),
+    "gradients of active weights": ("refsnn.ops.conv.conv2d_weight_gradient",
+                                    lambda f: lambda *args: f(*args) * (1 + 1e-11),
+                                    {"small, forced: gradients of active weights"}),
+    "not all that went comes back": ("check_networks.end_counts", lambda f: lambda *args: (
+        f(*args)[0], f(*args)[1] // 2), {"small, layer-wise rewire: mask entries that differ",
+                                         "small, neuron-wise rewire: gone and come, counts that differ"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fault", [None, *NETWORK_FAULTS])
+def test_the_check_of_networks_fails_where_something_is_wrong(
+    load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, fault: str | None
+) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    check, table = load("check_networks"), load("common").Table(quiet=True)
+    monkeypatch.setitem(load("peers.torch_networks").NETWORKS, "layers", small_residual)
+    expected: set[str] = set()
+    if fault is not None:
+        place, make, expected = NETWORK_FAULTS[fault]
+        monkeypatch.setattr(place, make(pkgutil.resolve_name(place)))
+    keys = ["dtype=float64", "train.batch=2", "rewire.preset=literal", "rewire.grow_window=0", "model.name=layers"]
+    config = check.load("cifar10_small", [*keys, "model.layers=4C3 8Rs2 8R GAP FC"])
+    state, x, labels = check.setting(table, config)
+    check.check_step(table, "small", state, x, labels)
+    for scope in ("layer", "neuron"):
+        check.check_rewire(table, "small", state, scope)
+    broken = {row.what for row in table.rows if not row.holds}
+    assert expected <= broken
+    assert bool(broken) == (fault is not None), broken
