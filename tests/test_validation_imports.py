@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(not (VALIDATION / "common.py").is_file(), reason
 PEERS = sorted((VALIDATION / "peers").glob("*.py"))
 CHECKS = sorted(VALIDATION.glob("check_*.py"))
 FRAMEWORKS = ("torch", "torchvision", "rigl_torch", "sparsimony", "spikingjelly", "snntorch", "norse", "tonic")
-NEEDS_TORCH = ("check_torch", "check_networks", "check_data", "check_events", "check_sap", "check_rigl", "check_torch_prune")
+NEEDS_TORCH = ("check_torch", "check_networks", "check_data", "check_events", "check_sap", "check_rigl",
+               "check_torch_prune")
 
 
 @pytest.fixture
