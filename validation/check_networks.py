@@ -370,7 +370,8 @@ def compare_weight(rows: Rows, name: str, old: SparseWeight, state: State, ours:
 
     settings = Settings(state.config.rewire.scope, inner=False, regrow_share=1, epochs=1, iterations=2,
                         steps_per_epoch=1, optimizer="sgd", lr=0.0)
-    method = Method(settings, {name: torch.from_numpy(old.dense())}, {name: torch.from_numpy(old.mask())}, {}, {})
+    method = Method(settings, {name: torch.from_numpy(old.dense().astype(np.float64))},
+                    {name: torch.from_numpy(old.mask())}, {}, {})
     method.growth[name] = torch.from_numpy(state.growth[name].average).reshape(old.shape)
     measured = method.measure(name)
     plan = method.plan(name, measured.count, measured.count)
