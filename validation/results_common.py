@@ -47,8 +47,9 @@ def last_epochs(folder: Path, key: str) -> list[float]:
 
 
 def column(out: Path, name: str, key: str, seeds: Iterable[int]) -> np.ndarray:
-    """(seed, iteration): a column of metrics.csv at the last epoch of every iteration."""
-    return np.array([last_epochs(out / f"{name}-seed{seed}", key) for seed in seeds])
+    """(seed, iteration): a column of metrics.csv at the last epoch of every iteration, as far as all seeds came."""
+    runs = [last_epochs(out / f"{name}-seed{seed}", key) for seed in seeds]
+    return np.array([run[:min(len(one) for one in runs)] for run in runs])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

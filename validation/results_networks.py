@@ -58,7 +58,7 @@ def report(out: Path, name: str) -> None:
         ["density, published (CIFAR-10)", *(f"{p:.2f}" for p in PUBLISHED["layer"])],
         ["density", *spread(column(out, name, "param_density", sparse), 3)],
         ["test accuracy, %", *spread(accuracy, 2, 100)],
-        [f"dense, same budget, % ({len(dense)} seeds)", *spread(of_dense, 2, 100)],
+        [f"dense, same budget, % ({len(dense)} of {len(sparse)} seeds)", *spread(of_dense, 2, 100)],
         ["PQ index", *spread(np.array([index(out / f"{name}-seed{seed}") for seed in sparse]), 4)],
     ]
     table([f"{RUNS[name][2]}, iteration", *(str(k) for k in range(1, 11))], rows)
