@@ -27,11 +27,48 @@ def test_dot_products_of_runs(dtype, n, count):
     truth = [sum(np.sum(gradient[h].astype(float) * x[at + h * n : at + h * n + n]) for h in range(3))
              for at in offsets[:count]]
     dots, masked = np.full(14, 7, dtype), np.full(14, 7, dtype)
-    blocks.dot_runs(dots, gradient.reshape(-1), 0, n, x, offsets, 0, count, n, 3, n)
-    blocks.dot_spikes(masked, gradient.reshape(-1), 0, n, bits, offsets // 8, 0, count, n // 8, 3, n)
+    blocks.dot_runs(dots, 1, 0, gradient.reshape(-1), 0, 0, n, x, bits, False, offsets, 0, count, n, 3, n)
+    blocks.dot_runs(masked, 1, 0, gradient.reshape(-1), 0, 0, n, x, bits, True, offsets // 8, 0, count, n // 8, 3, n)
     np.testing.assert_allclose(dots[:count], truth, rtol=0, atol=3 * n * np.finfo(dtype).eps)
     np.testing.assert_array_equal(masked, dots)
     assert (dots[count:] == 7).all()
+
+
+@dtypes
+@pytest.mark.parametrize("n", [1, 5, 16, 24, 131, 256, 504])
+@pytest.mark.parametrize("count", [0, 1, 13])
+def test_sums_of_runs(dtype, n, count):
+    """What fills vectors and what does not, against the plain twin; nothing beyond the run is written."""
+    x, bits, offsets, gradient = runs(dtype, 512)
+    weights = gradient[0]
+    given = (gradient[1].copy(), 8, n, offsets, weights, count)
+    truth = gradient[1][8 : 8 + n] + sum(
+        (weights[k].astype(float) * x[at + 16 : at + 16 + n] for k, at in enumerate(offsets[:count])), np.zeros(n))
+    runs_, spikes = add(add_runs, x, offsets, 16, *given), add(add_spikes, bits, offsets // 8, 2, *given)
+    np.testing.assert_allclose(runs_[3 : 3 + n], truth, rtol=0, atol=50 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(runs_, spikes)
+    assert (runs_[:3] == 7).all()
+    assert (runs_[3 + n :] == 7).all()
+    np.testing.assert_allclose(runs_, add(numba.njit(blocks._add_runs), x, offsets, 16, *given), rtol=1e-5)
+    np.testing.assert_allclose(runs_, add(numba.njit(blocks._add_spikes), bits, offsets // 8, 2, *given), rtol=1e-5)
+
+
+def add(operation, x, offsets, shift, base, start, n, _, weights, count):
+    """The target of add_runs or add_spikes, which writes n numbers from place 3 on among sevens."""
+    target = np.full(600, 7, base.dtype)
+    operation(target, 3, base, start, n, x, shift, offsets, weights, 0, count)
+    return target
+
+
+@numba.njit
+def add_runs(target, at, base, start, n, x, shift, offsets, weights, first, last):
+    """Intrinsics can be called from compiled code only."""
+    blocks.add_runs(target, at, base, start, n, x, shift, offsets, weights, first, last)
+
+
+@numba.njit
+def add_spikes(target, at, base, start, n, bits, shift, offsets, weights, first, last):
+    blocks.add_spikes(target, at, base, start, n, bits, shift, offsets, weights, first, last)
 
 
 @dtypes

@@ -24,6 +24,7 @@ class Case:
     samples: tuple[int, int] = (2, 5)
     density: float = 0.4
     bias: bool = True
+    spikes: bool = False
 
 
 SMALL = {
@@ -37,9 +38,13 @@ SMALL = {
     "no weight, no bias": Case(density=0.0, bias=False),
     "several blocks of features": Case(features=137, units=9),
     "many units": Case(features=5, units=70),
+    "spikes, N = 8": Case(samples=(2, 4), spikes=True),
+    "spikes, N = 40": Case(samples=(5, 8), spikes=True, density=1.0),
+    "spikes, N = 10: no whole bytes": Case(spikes=True),
 }
 LARGE = {
     "enough work for all threads": Case(features=300, units=130, samples=(4, 33), density=0.9),
+    "spikes, enough work for all threads": Case(features=1030, units=130, samples=(4, 64), density=0.6, spikes=True),
     "enough work for all threads, more features": Case(features=1030, units=128, samples=(4, 64), density=0.2),
 }
 KERNEL_CASES = SMALL | LARGE if JIT else SMALL      # as plain Python the kernels take minutes for the large ones
@@ -52,6 +57,8 @@ def make(case, dtype=np.float64, seed=0):
     """x with about half its values zero, a weight whose second row is empty, bias, dy."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((case.features, *case.samples)) * (rng.random((case.features, *case.samples)) < 0.5)
+    if case.spikes:
+        x = (x != 0).astype(np.float64)
     mask = rng.random((case.units, case.features)) < case.density
     if case.density < 1:
         mask[1:2] = False
