@@ -15,7 +15,7 @@ is done in parallel, a block of features by each task. Every output is written b
 results do not depend on the number of threads. Little work is done by one thread: to start the others costs more.
 
 What it gained over plain loops, eight runs a pass: processor time, one AVX-512 core (Zen 5), float32, 4096 -> 1024,
-N = 64, density 0.05, a tenth of the inputs spike: forward 2.8 times (73 GFLOP/s), active weights 9 (37), the dense
+N = 64, density 0.05, a tenth of the inputs spike: forward 2.2 times (71 GFLOP/s), active weights 9 (38), the dense
 gradient nothing. The input gradient is bound by its sort: in blocks of 256 features 2 times (10), in blocks of 64 none.
 """
 
