@@ -137,13 +137,12 @@ def _add_train(commands: Any) -> None:
 def train(args: argparse.Namespace) -> int:
     """Train, with progress, and end with a table of the iterations."""
     from refsnn import config as configuration
-    from refsnn import machine, runs, show, twin
+    from refsnn import runs, show, twin
     from refsnn import train as algorithm
 
     if args.resume and args.out is None:
         raise UserError("--resume needs --out, the folder of the run to continue")
     config = configuration.load(args.config, args.overrides)
-    machine.keep_freed_memory()
     data = _load_data(config)
     with twin.backend(args.backend) if args.backend else nullcontext():
         if args.resume:

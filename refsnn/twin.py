@@ -32,6 +32,8 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
+from refsnn.machine import keep_freed_memory
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Agreement = Literal["exact", "ulp", "sum"]
@@ -119,6 +121,7 @@ class Operation(Generic[P, R]):
         """The kernel, imported at first use; None where an operation has only a definition."""
         if self._kernel is None and self.kernel_path is not None:
             file, function = self.kernel_path.split(":")
+            keep_freed_memory()         # large arrays that a kernel makes would be mapped anew at every call
             self._kernel = getattr(importlib.import_module(f"refsnn.ops.kernels.{file}"), function)
         return self._kernel
 

@@ -17,7 +17,7 @@ KERNELS = sorted((PACKAGE / "ops" / "kernels").glob("[a-z]*.py"))
 # What a module may import of refsnn; "*" is anything. errors and schema may be imported by all.
 ALLOWED = {
     "cli": "*", "progress": "runs twin train", "__main__": "cli", "__init__": "*",
-    "errors": "", "schema": "errors", "rng": "", "twin": "", "pq": "",
+    "errors": "", "schema": "errors", "rng": "", "twin": "machine", "pq": "",
     "optim": "", "metrics": "", "encode": "", "trace": "disk",
     "config": "", "topology": "pq", "rewire": "pq topology",
     "datasets/samples": "", "datasets/augment": "datasets rng", "datasets/__init__": "datasets rng",
