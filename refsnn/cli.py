@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show a traceback where an error is one line otherwise")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_add_train, _add_evaluate, _add_show, _add_step, _add_trace, _add_compare, _add_measure, _add_plot,
-                _add_data):
+                _add_data, _add_bench):
         add(commands)
     return parser
 
@@ -437,4 +437,24 @@ def data(args: argparse.Namespace) -> int:
         _print(lines)
         return 0 if well else 1
     stock.simulate(args.source, args.path, args.per_class, args.seed, args.out, tell)
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------------- bench
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", bench, "time every kernel against its definition",
+                      "refsnn bench --csv bench.csv")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows to this file, too")
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Time the kernels."""
+    from refsnn.bench import bench as measured
+
+    with announcing(tell):
+        for line in measured(args.dtype, args.csv):
+            print(line, flush=True)
     return 0

@@ -1,14 +1,17 @@
 """`refsnn bench`: no operation is forgotten, equal work is verified first, what is reported is what was measured."""
 
 import csv
+import importlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-import refsnn.train  # noqa: F401  (imports all operations)
+import refsnn.train
 from refsnn import bench, twin
 from refsnn.errors import UserError
 
@@ -92,3 +95,67 @@ def test_bad_input_is_one_line_before_anything_is_measured(tmp_path: Path, monke
                                                (0.001, "1.00 ms"), (0.0, "0.000 ms")])
 def test_times_have_three_digits(seconds: float, text: str) -> None:
     assert bench.milliseconds(seconds) == text
+
+
+# ----------------------------------------------------------------------------------------------- validation/speed
+
+
+SPEED = Path(refsnn.__file__).parents[1] / "validation" / "speed"
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Import a module of validation/speed as its programs do."""
+    if not SPEED.is_dir():
+        pytest.skip("validation/ is not installed")
+    monkeypatch.syspath_prepend(str(SPEED))
+    return importlib.import_module
+
+
+def test_rows_survive_the_file_and_the_best_fair_peer_is_found(speed: Callable[[str], Any], tmp_path: Path) -> None:
+    results = speed("results")
+    task = {"net": "digits", "density": 0.05, "batch": 4, "steps": 4, "threads": 2}
+    peers = (("refsnn", 1.0, 200.0), ("pytorch", 5.0, 800.0), ("spikingjelly", 4.0, 1000.0), ("bfloat16", 2.0, 600.0))
+    rows = [results.Row(**task, program=name, ratio=ratio, ratio_lower=ratio, ratio_upper=ratio, seconds=ratio,
+                        lower=ratio, upper=ratio, peak=peak) for name, ratio, peak in peers]
+    rows.append(results.Row(**task, program="compile", skipped="RuntimeError: no compiler"))
+    results.write(tmp_path / "training.csv", rows)
+    assert results.read(tmp_path / "training.csv") == rows
+    assert results.read(tmp_path / "absent.csv") == []
+    text = "\n".join(results.markdown(rows))
+    assert "**4.00** spikingjelly" in text, "bfloat16 is faster, but not matched"
+    assert "200 MiB; 4.00" in text, "over the most frugal fair peer"
+    assert "compile is missing: RuntimeError: no compiler" in text
+    assert results.draw(rows, "digits").startswith(b"\x89PNG")
+
+
+def test_the_fixed_cost_is_found_whatever_the_clock_does(speed: Callable[[str], Any]) -> None:
+    results = speed("results")
+    rows = [results.Row("digits", d, "pytorch", 4, 4, 2, ratio=1 / (0.01 + 2 * d), seconds=clock)
+            for d, clock in ((0.01, 1.0), (0.05, 3.0), (0.1, 1.0), (0.3, 2.0), (1.0, 9.0))]
+    assert results.fixed_costs(rows) == [
+        "digits: fixed cost 0.0100 steps of pytorch, 9% of refsnn's step at 5 %"]
+    assert results.fixed_costs(rows[:2]) == []
+
+
+def test_every_peer_has_a_program_and_no_peer_imports_refsnn(speed: Callable[[str], Any]) -> None:
+    for path in SPEED.glob("peers_*.py"):
+        assert "import refsnn" not in path.read_text()
+        assert "from refsnn" not in path.read_text()
+        assert "from ours" not in path.read_text()
+    pytest.importorskip("torch")
+    assert sorted(speed("peers_torch").OPTIONS | speed("peers_frameworks").FRAMEWORKS) == sorted(speed("task").PEERS)
+
+
+def test_a_peer_that_starts_equal_does_the_same_work(speed: Callable[[str], Any]) -> None:
+    pytest.importorskip("torch").set_num_threads(1)
+    programs, ours = speed("programs"), speed("ours")
+    mine = ours.Ours(ours.task_of("tiny", 0.5, 3, 2))
+    peer = programs.make_equal("pytorch", mine)
+    spikes, theirs = mine.spikes(), peer.spikes()
+    losses = [(mine.step(), peer.step()) for _ in range(2)]
+    assert programs.equality(spikes, theirs, *losses[0]).holds
+    assert losses[1][0] == pytest.approx(losses[1][1], rel=1e-5), "gradient and optimiser, too"
+    assert not programs.equality(spikes, [~layer for layer in theirs], *losses[0]).holds
+    assert not programs.equality(spikes, theirs, losses[0][0], 1.01 * losses[0][0]).holds
+    assert mine.task == speed("task").loads(mine.task.dumps())

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import programs
 import results
 from ours import Ours, task_of
-from programs import OURS, UNMATCHED
+from task import OURS, UNMATCHED
 from timing import interleave, quartiles
+
+from refsnn.bench import milliseconds
 
 LIMIT = 1e-3        # logits, float32: largest difference over largest logit, where no spike flips
 
@@ -47,7 +49,7 @@ def run(args: Namespace, machine: str) -> None:
                 new = measure(net, density, steps, missing, args, machine)
                 found += [one for one in new if one.program not in there]
                 results.write(path, found)
-    rows = [[one.net, f"{one.density:.0%}", one.program, f"{1e3 * one.seconds:.3g} ms",
+    rows = [[one.net, f"{one.density:.0%}", one.program, milliseconds(one.seconds),
              f"{one.ratio:.2f} ({one.ratio_lower:.2f} – {one.ratio_upper:.2f})", f"{one.error:.1e}"] for one in found]
     print("\n".join(results.table(("net", "density", "program", "one image", "over refsnn", "logits differ"), rows)))
 

@@ -1,6 +1,7 @@
 """SpikingJelly's and snnTorch's layers, to be put together by `peers_torch.build`. Nothing of refsnn is imported."""
 
 import logging
+from typing import Any
 
 import torch
 from peers_torch import Layers, Spike
@@ -76,4 +77,5 @@ class SnnTorch(Layers):
         return Leaky(self.steps)
 
 
-FRAMEWORKS: dict[str, type[Layers]] = {"spikingjelly": SpikingJelly, "snntorch": SnnTorch}
+# peer -> options of `peers_torch.Peer`
+FRAMEWORKS: dict[str, dict[str, Any]] = {"spikingjelly": {"layers": SpikingJelly}, "snntorch": {"layers": SnnTorch}}

@@ -311,7 +311,8 @@ class Peer:
         return max(0, min(d - int(bound.ceil()), int(CAP * d)))
 
 
-PEERS: dict[str, dict[str, Any]] = {
+# peer -> options of `Peer`
+OPTIONS: dict[str, dict[str, Any]] = {
     "pytorch": {}, "channels_last": {"channels_last": True}, "compile": {"compiled": True},
     "bfloat16": {"channels_last": True, "bfloat16": True},
 }

@@ -6,14 +6,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from peers_frameworks import FRAMEWORKS
-from peers_torch import PEERS, Peer
-from task import Task
+from peers_torch import OPTIONS, Peer
+from task import OURS, Task
 
 Array = npt.NDArray[Any]
 
-OURS = "refsnn"
-NAMES = (*PEERS, *FRAMEWORKS)       # the peers
-UNMATCHED = ("bfloat16",)           # computes with three digits: measured, but no fair peer
 SAME = 1e-5                         # losses from the same weights, float32: relative, where no spike flips
 FLIPPED, SIMILAR = 1e-3, 1e-2       # share of spikes that rounding may flip; and losses with such flips
 
@@ -43,7 +40,7 @@ def make(name: str, task: Task) -> Any:
         from ours import Ours
 
         return Ours(task)
-    return Peer(task, FRAMEWORKS[name]) if name in FRAMEWORKS else Peer(task, **PEERS[name])
+    return Peer(task, **(OPTIONS | FRAMEWORKS)[name])
 
 
 def make_equal(name: str, ours: Any) -> Any:

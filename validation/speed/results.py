@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from programs import OURS, UNMATCHED
+from task import OURS, UNMATCHED
 
+from refsnn.bench import milliseconds
 from refsnn.disk import write_whole
 
 DENSE_SHARE = 0.3       # densities up to here lie on one line: beyond, a layer may be computed as a dense one
@@ -117,7 +118,7 @@ def _line(found: dict[str, Row], peers: list[str]) -> list[str]:
     cells = [_ratio(found.get(name)) for name in peers]
     fair = [row for row in found.values() if row.fair]
     best = min(fair, key=lambda row: row.ratio) if fair else None
-    return [ours.net, f"{ours.batch}, {ours.steps}", f"{ours.density:.0%}", f"{1e3 * ours.seconds:,.3g} ms", *cells,
+    return [ours.net, f"{ours.batch}, {ours.steps}", f"{ours.density:.0%}", milliseconds(ours.seconds), *cells,
             f"**{best.ratio:.2f}** {best.program}" if best else "",
             _memory(ours.peak, [row.peak for row in fair]), _memory(ours.peak_growing, [r.peak_growing for r in fair])]
 

@@ -12,8 +12,9 @@ import os
 import sys
 from pathlib import Path
 
+from task import PEERS
+
 SIZES = {"cifar10_conv6fc2": (16, 4), "cifar10dvs_vggsnn": (16, 10), "cifar10_resnet19": (16, 2), "digits": (32, 4)}
-PEERS = ("pytorch", "channels_last", "compile", "spikingjelly", "snntorch", "bfloat16")
 MODES = ("training", "scaling", "whole", "inference", "roofline")
 # mode -> nets, densities in percent, peers and rounds that are measured where nothing else is said
 USUAL: dict[str, tuple[tuple[str, ...], tuple[float, ...], tuple[str, ...], int]] = {
@@ -83,9 +84,12 @@ def main() -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         import_module(args.mode).run(args, here)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; what was finished is in {args.out}, the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -12,8 +12,10 @@ import programs
 import results
 import torch
 from ours import task_of
-from programs import OURS
+from task import OURS
 from timing import interleave, quartiles
+
+from refsnn.bench import milliseconds
 
 
 @dataclass(frozen=True)
@@ -89,5 +91,5 @@ def lines(points: list[Point]) -> list[list[str]]:
     for p in points:
         found.setdefault((p.net, p.density, p.program, p.dimension), []).append(p)
     return [[net, f"{density:.0%}", program, dimension, ", ".join(str(p.value) for p in group),
-             ", ".join(f"{1e3 * p.seconds:.3g} ms" for p in group), f"{group[0].exponent:.2f}"]
+             ", ".join(milliseconds(p.seconds) for p in group), f"{group[0].exponent:.2f}"]
             for (net, density, program, dimension), group in found.items()]

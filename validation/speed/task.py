@@ -1,8 +1,12 @@
-"""What is measured, in words that refsnn and every peer understand. Nothing but Python is imported."""
+"""What is measured and who is, in words that refsnn and every peer understand. Nothing but Python is imported."""
 
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
+
+OURS = "refsnn"
+PEERS = ("pytorch", "channels_last", "compile", "spikingjelly", "snntorch", "bfloat16")
+UNMATCHED = ("bfloat16",)       # computes with three digits: measured, but no fair peer
 
 # kind, numbers, options, as refsnn/notation.py has them
 Piece = tuple[str, tuple[float | None, ...], tuple[str, ...]]

@@ -12,9 +12,8 @@ import programs
 import results
 from memory import peaks
 from ours import Ours, task_of
-from programs import OURS, UNMATCHED
 from results import Row
-from task import Task
+from task import OURS, UNMATCHED, Task
 from timing import interleave, quartiles
 
 from refsnn.disk import write_whole
