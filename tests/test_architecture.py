@@ -38,8 +38,8 @@ ALLOWED = {
     "recompute_method": "optim pq rewire topology traced",
     "conventions": "ops plan recompute recompute_method traced verdict", "ties": "plan traced verdict",
     "compare": "config conventions models safe_read ties trace verdict",
-   
-    "bench": "disk ops twin", "budget": "chain evaluate layers models rewire", "disk": "", "machine": "", "stock": "config datasets",
+    "bench": "disk ops twin", "budget": "chain evaluate layers models rewire", "disk": "", "machine": "",
+    "stock": "config datasets",
     "series": "config trace ops", "plot": "disk series config ops", "show": "*", "walk": "*", "measure": "pq topology",
 }
 THIRD_PARTY = {
