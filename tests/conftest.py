@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: a small configuration, its data, and a watcher that looks on."""
 
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,13 @@ def train_tiny(*overrides: str) -> State:
     state = start(config, data)
     train(state, data, Watcher())
     return state
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _listen_to_ctrl_c() -> None:
+    """A job in the background of a shell ignores Ctrl-C; the tests of it, and the programs they start, must not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
