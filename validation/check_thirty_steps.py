@@ -26,13 +26,12 @@ class Losses:
     """Watches a training (train.Watcher): keeps and prints the loss of every step."""
 
     def __init__(self, table: Table) -> None:
-        self.table, self.sum, self.losses, self.began = table, 0.0, [], time.perf_counter()
+        self.table, self.sum, self.seen, self.losses, self.began = table, 0.0, 0, [], time.perf_counter()
 
     def on_step(self, state: State) -> None:
         """Keep the loss of the step."""
-        batch = state.config.train.batch
-        self.losses.append((state.loss_sum - self.sum) / batch)
-        self.sum = state.loss_sum
+        self.losses.append((state.loss_sum - self.sum) / (state.seen - self.seen))
+        self.sum, self.seen = state.loss_sum, state.seen
         seconds = time.perf_counter() - self.began
         self.table.note(f"    step {len(self.losses):2d}  loss {self.losses[-1]:.4f}  {seconds:6.1f} s")
 
