@@ -92,8 +92,8 @@ class Ours:
         before = {norm.name: (norm.running_mean, norm.running_var) for norm in self.state.network.norms}
         self.step()
         for norm in self.state.network.norms:
-            mean, var = ((now - (1 - norm.momentum) * old) / norm.momentum
-                         for now, old in zip((norm.running_mean, norm.running_var), before[norm.name], strict=True))
+            mean, var = ((new - (1 - norm.momentum) * old) / norm.momentum
+                         for new, old in zip((norm.running_mean, norm.running_var), before[norm.name], strict=True))
             norm.running_mean, norm.running_var = mean.astype(self.x.dtype), var.clip(min=0).astype(self.x.dtype)
 
     def values(self) -> tuple[dict[str, Array], dict[str, Array]]:
