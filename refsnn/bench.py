@@ -28,7 +28,7 @@ import numpy.typing as npt
 from refsnn import twin
 from refsnn.disk import write_whole
 from refsnn.errors import UserError
-from refsnn.ops import conv, linear, neuron, norm, pool, surrogate  # noqa: F401  (they enter REGISTRY)
+from refsnn.ops import conv, fused, join, linear, neuron, norm, pool, surrogate  # noqa: F401  (they enter REGISTRY)
 from refsnn.ops.sparse import SparseWeight, from_dense
 
 Array = npt.NDArray[Any]
@@ -115,7 +115,7 @@ class Draw:
 
 
 WINDOW = ((3, 3), 1, 1)                                         # kernel size, stride, padding
-CHARGE = (0.5, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0)                    # the paper's neuron
+NEURON = (0.5, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, "hard", "gt", "affine")    # the paper's
 CHANGE = (0.5, 1.0, 0.0, 1.0, "hard", False)
 
 
@@ -164,7 +164,12 @@ def _linear_dense_gradient(d: Draw) -> Case:
 
 def _norm(d: Draw, channels: int) -> Case:
     """x or dy, and one positive number a channel so many times."""
-    return (d.reals(d.map), *(d.positive(d.map[:1]) for _ in range(channels)), 1e-5), 0
+    return (d.reals(d.map), *_channels(d, channels), 1e-5), 0
+
+
+def _channels(d: Draw, many: int) -> tuple[Array, ...]:
+    """Positive numbers, one a channel."""
+    return tuple(d.positive(d.map[:1]) for _ in range(many))
 
 
 def _norm_backward(d: Draw) -> Case:
@@ -173,7 +178,7 @@ def _norm_backward(d: Draw) -> Case:
 
 
 def _max_backward(d: Draw) -> Case:
-    return (d.reals(d.half), d.rng.integers(0, 4, d.half, dtype=np.int32), 2, d.map[1:3]), 0
+    return (d.reals(d.half), d.rng.integers(0, 4, d.half, dtype=np.uint8), 2, d.map[1:3]), 0
 
 
 def _lif_backward(d: Draw) -> Case:
@@ -200,8 +205,13 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "avg_pool_backward": lambda d: ((d.reals(d.half), 2, d.map[1:3]), 0),
     "max_pool_forward": lambda d: ((d.spikes(d.map), 2), 0),
     "max_pool_backward": _max_backward,
-    "lif_forward": lambda d: ((d.reals(d.map), *CHARGE, "hard", "gt", "affine"), 0),
+    "lif_forward": lambda d: ((d.reals(d.map), *NEURON), 0),
     "lif_backward": _lif_backward,
+    "norm_lif_forward": lambda d: ((d.reals(d.map), *_channels(d, 2), 1e-5, *NEURON, np.empty(0, np.uint8)), 0),
+    "norm_lif_inference": lambda d: ((d.reals(d.map), *_channels(d, 4), 1e-5, *NEURON, np.empty(0, np.uint8)), 0),
+    "norm_lif_backward": lambda d: ((d.reals(d.map), d.reals(d.map), *_channels(d, 4), 1e-5, *NEURON, False,
+                                     "triangle", 1.0), 0),
+    "join": lambda d: ((d.reals(d.map), d.spikes(d.map).astype(np.uint8)), 0),
     "triangle_derivative": _slope,
     "rectangle_derivative": _slope,
     "arctan_derivative": _slope,

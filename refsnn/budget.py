@@ -17,14 +17,16 @@ import numpy as np
 from refsnn.chain import Residual
 from refsnn.errors import UserError
 from refsnn.evaluate import synapses
+from refsnn.fusion import Pair, grouped
 from refsnn.layers import BatchNorm, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, Spiking
 from refsnn.models import Network
 from refsnn.rewire import GROW
 from refsnn.schema import Config
+from refsnn.trace import NO_RECORD
 
 Shape = tuple[int, ...]
 MOMENTS = {"sgd": (1, 0), "adam": (2, 4), "adamw": (2, 4)}      # a weight's: numbers of the run's dtype, other bytes
-BESIDE = 5      # the gradient that arrives, the one that leaves, the slope, and two padded copies inside a kernel
+BESIDE = 3      # the gradient that arrives, the one that leaves, and what a kernel lays out
 PROGRAM = 250 << 20     # bytes of Python, NumPy, Numba and the compiled kernels
 
 
@@ -48,28 +50,35 @@ class Kept:
     counted: bool
 
 
-def kept(layers: Sequence[Layer], shape: Shape, counted: bool = False) -> Kept:
-    """What a chain of layers keeps of every sample and step, its input of `shape` included where a layer keeps it."""
+def kept(layers: Sequence[Layer], shape: Shape, counted: bool = False, as_bytes: bool = False) -> Kept:
+    """What a chain of layers keeps of every sample and step, its input of `shape` included where a layer keeps it.
+
+    counted: the input is an array that is counted already; as_bytes: it is one of spikes, a byte each.
+    """
     numbers, others, largest = 0.0, 0.0, math.prod(shape)
+    pairs = {id(one.neurons): one for one in grouped(layers, NO_RECORD) if isinstance(one, Pair)}
     for layer in layers:
         if isinstance(layer, Residual):
-            body = kept(layer.body, shape, counted)
-            shortcut = kept(layer.shortcut, shape, True)
+            body = kept(layer.body, shape, counted, as_bytes)
+            shortcut = kept(layer.shortcut, shape, True, as_bytes)
             numbers, others = numbers + body.numbers + shortcut.numbers, others + body.bytes + shortcut.bytes
-            largest, shape, counted = max(largest, body.largest), body.shape, False
+            largest, shape, counted, as_bytes = max(largest, body.largest), body.shape, False, False
             continue
-        size = math.prod(shape)
-        if isinstance(layer, Conv2d | Linear | BatchNorm) and not counted:
-            numbers += size                         # its input
-        if isinstance(layer, Spiking):
+        size, pair = math.prod(shape), pairs.get(id(layer))
+        if (isinstance(layer, Conv2d | Linear | BatchNorm) or (pair and pair.norm is None)) and not counted:
+            others += size * as_bytes               # its input
+            numbers += size * (not as_bytes)
+        if isinstance(layer, Spiking) and not pair:
             numbers += 2 * size                     # membrane and spikes
         shape = layer.output_shape(shape)
         if isinstance(layer, MaxPool2d):
-            others += math.prod(shape) * np.dtype(np.int32).itemsize        # the winners
+            others += math.prod(shape)              # the winners, a byte each
         if isinstance(layer, Dropout):
             numbers += size                         # its scale is one step's: counted as all steps', a little too much
         if not isinstance(layer, Flatten):
-            counted = isinstance(layer, Spiking)
+            counted = isinstance(layer, Spiking) and not pair
+        if not isinstance(layer, Flatten | MaxPool2d):
+            as_bytes = pair is not None and pair.compact
         largest = max(largest, math.prod(shape))
     return Kept(numbers, others, largest, shape, counted)
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from refsnn.fusion import Pair, grouped
 from refsnn.layers import Draw, Gradients, Layer, Records
+from refsnn.ops.join import join
 
 Array = npt.NDArray[Any]
 
@@ -33,7 +35,7 @@ class Residual:
         """Return (y, (caches of the body, caches of the shortcut))."""
         along, body = chain_forward(self.body, x, training, rng, rec)
         beside, shortcut = chain_forward(self.shortcut, x, training, rng, rec)
-        y = along + beside
+        y = join(along, beside)
         rec.samples(f"forward/{self.name}/y", y)
         return y, (body, shortcut)
 
@@ -41,7 +43,7 @@ class Residual:
         """Return (dx, gradients): the gradients of x along both ways, added."""
         beside, theirs = chain_backward(self.shortcut, dy, cache[1], rec, dense)
         along, ours = chain_backward(self.body, dy, cache[0], rec, dense)
-        dx = along + beside
+        dx = join(along, beside)
         rec.samples(f"backward/{self.name}/dx", dx)
         return dx, ours | theirs
 
@@ -51,10 +53,14 @@ class Residual:
 
 def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, list[Any]]:
     """Run layers one after the other; the output, and what each keeps for backward."""
-    caches = []
-    for layer in layers:
-        x, cache = layer.forward(x, training, rng, rec)
-        caches.append(cache)
+    caches: list[Any] = []
+    for layer in grouped(layers, rec):
+        if isinstance(layer, Pair):
+            x, pair = layer.forward(x, training)
+            caches += pair
+        else:
+            x, cache = layer.forward(x, training, rng, rec)
+            caches.append(cache)
     return x, caches
 
 
@@ -62,8 +68,14 @@ def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Recor
                    ) -> tuple[Array, Gradients]:
     """Run layers backwards, from the last to the first; the gradient of the input, and those of all parameters."""
     gradients: Gradients = {}
-    for layer, cache in zip(reversed(layers), reversed(caches), strict=True):
-        dy, own = layer.backward(dy, cache, rec, dense)
+    end = len(caches)
+    for layer in reversed(grouped(layers, rec)):
+        if isinstance(layer, Pair):
+            end -= layer.width
+            dy, own = layer.backward(dy, caches[end : end + layer.width])
+        else:
+            end -= 1
+            dy, own = layer.backward(dy, caches[end], rec, dense)
         gradients |= own
     return dy, gradients
 

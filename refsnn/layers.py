@@ -228,14 +228,18 @@ class BatchNorm(_Plain):
             rec.samples(f"forward/{self.name}/y", y)
             return y, None
         y, mean, var = norm.batch_norm_forward(x, self.gamma, self.beta, self.eps)
-        n = math.prod(x.shape[1:])
-        keep, unbiased = 1 - self.momentum, n / max(n - 1, 1)
-        running = (keep * self.running_mean + self.momentum * mean,
-                   keep * self.running_var + self.momentum * unbiased * var)
+        running = self.moved(x, mean, var)
         for part, value in zip(("mean", "var", "running_mean", "running_var"), (mean, var, *running), strict=True):
             rec.value(f"forward/{self.name}/{part}", value)
         rec.samples(f"forward/{self.name}/y", y)
         return y, (x, mean, var, running)
+
+    def moved(self, x: Array, mean: Array, var: Array) -> tuple[Array, Array]:
+        """The running statistics after a batch x of this mean and variance."""
+        n = math.prod(x.shape[1:])
+        keep, unbiased = 1 - self.momentum, n / max(n - 1, 1)
+        return (keep * self.running_mean + self.momentum * mean,
+                keep * self.running_var + self.momentum * unbiased * var)
 
     def commit(self, cache: Any) -> None:
         """Take over the running statistics that a training step computed."""

@@ -2,10 +2,13 @@
 
 PyTorch's conventions: momentum buffers start with the first gradient, Adam's eps is added outside the root, and weight
 decay is added to the gradient (sgd, adam) or taken from the weight directly (adamw), for every parameter alike.
+
+A large parameter is updated CHUNK weights at a time: what is computed on the way stays in the cache.
 """
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ from refsnn.schema import OptimConfig
 
 Array = npt.NDArray[Any]
 Moments = dict[str, Array]      # the state of one parameter: arrays of the parameter's shape, by name
+
+CHUNK = 2**16
 
 
 class Optimizer:
@@ -38,9 +43,15 @@ class Optimizer:
         """Update every parameter from its gradient of the same name and shape, at learning rate `lr`."""
         update = {"sgd": self._sgd, "adam": self._adam, "adamw": self._adam}[self.config.kind]
         for name, parameter in parameters.items():
-            if name not in self.state:
-                self.state[name] = self._fresh(parameter)
-            update(parameter, gradients[name], self.state[name], lr)
+            gradient, moments = gradients[name], self.state.get(name)
+            if moments is None:
+                moments = self.state[name] = self._fresh(parameter)
+            if parameter.size <= CHUNK:
+                update(parameter, gradient, moments, lr)
+                continue
+            for k in range(0, len(parameter), CHUNK):
+                part = slice(k, k + CHUNK)
+                update(parameter[part], gradient[part], {key: moment[part] for key, moment in moments.items()}, lr)
 
     def _fresh(self, parameter: Array) -> Moments:
         """The state of weights that were never updated."""
@@ -75,7 +86,7 @@ class Optimizer:
         m += (1 - c.beta1) * g
         v *= c.beta2
         v += (1 - c.beta2) * g * g
-        unbias1, unbias2 = (bias_correction(beta, n).astype(w.dtype) for beta in (c.beta1, c.beta2))
+        unbias1, unbias2 = (bias_correction(beta, n, w.dtype) for beta in (c.beta1, c.beta2))
         w -= lr * (m / unbias1) / (np.sqrt(v / unbias2) + c.eps)
 
     def rewire(self, name: str, origin: Array) -> None:
@@ -100,17 +111,25 @@ class Optimizer:
         self.state = {}
 
 
-@functools.lru_cache(maxsize=4)
-def _correction_table(beta: float) -> Array:
-    """1 - beta^n for n = 0, 1, ... until it is 1 to the last bit of float64."""
+@functools.lru_cache(maxsize=8)
+def _correction_table(beta: float, dtype: np.dtype[Any]) -> Array:
+    """1 - beta^n for n = 0, 1, ... until it is 1 to the last bit of float64; in `dtype`, rounded once."""
     horizon = 1 if beta == 0 else math.ceil(math.log(np.finfo(np.float64).eps / 4) / math.log(beta))
-    return 1.0 - beta ** np.arange(horizon + 1, dtype=np.float64)
+    return (1.0 - beta ** np.arange(horizon + 1, dtype=np.float64)).astype(dtype)
 
 
-def bias_correction(beta: float, steps: Array) -> Array:
-    """1 - beta^n for an integer array of step counts n >= 1, float64, read from a table."""
-    table = _correction_table(beta)
-    return table[np.minimum(steps, table.size - 1)]
+def bias_correction(beta: float, steps: Array, dtype: npt.DTypeLike = np.float64) -> Array:
+    """1 - beta^n for an integer array of step counts n >= 1, read from a table whose end stands for all that follow."""
+    return _correction_table(beta, np.dtype(dtype)).take(steps, mode="clip")
+
+
+def all_finite(arrays: Iterable[Array]) -> bool:
+    """Whether no number is infinite or NaN.
+
+    The sum of an array's squares is finite only if all its numbers are: one pass, and no array of truth values. Where
+    it is not, large numbers may have overflowed, and each is looked at.
+    """
+    return all(math.isfinite(np.vdot(a, a)) or bool(np.isfinite(a).all()) for a in arrays)
 
 
 def clip_gradients(gradients: dict[str, Array], names: list[str], largest: float) -> None:

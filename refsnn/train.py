@@ -26,7 +26,7 @@ from refsnn.layers import Gradients, Records
 from refsnn.models import Network, build, complete
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.sparse import SparseWeight
-from refsnn.optim import Optimizer, clip_gradients, learning_rate
+from refsnn.optim import Optimizer, all_finite, clip_gradients, learning_rate
 from refsnn.recording import record_before, record_growth, record_measurement, record_rewiring, record_update
 from refsnn.rewire import (
     GROW,
@@ -210,7 +210,7 @@ def train_step(
     rec.value("loss/value", loss)
     rec.samples("loss/dlogits", dlogits)
     gradients = network.backward(dlogits, caches, rec, dense=needs_dense_gradient(state, steps_per_epoch))
-    if not (math.isfinite(loss) and all(np.isfinite(g).all() for g in gradients.values())):
+    if not (math.isfinite(loss) and all_finite(gradients.values())):
         raise UserError(explain_non_finite(state, encoded, labels))
     if config.train.clip > 0:
         clip_gradients(gradients, list(network.parameters), config.train.clip)

@@ -25,17 +25,19 @@ import importlib
 import inspect
 import os
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from refsnn.machine import keep_freed_memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Array = npt.NDArray[Any]
 Agreement = Literal["exact", "ulp", "sum"]
 Backend = Literal["numpy", "numba", "both"]
 
@@ -45,6 +47,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 BACKENDS: tuple[str, ...] = typing.get_args(Backend)
 REGISTRY: "dict[str, Operation[Any, Any]]" = {}     # every operation by name
+PLAIN = "".join(np.dtype(kind).char for kind in (np.float32, np.float64, np.int32, np.uint8))
 MAX_ULP = 4
 SUM_TOLERANCE = 1024.0                              # in units of eps(dtype) * scale
 
@@ -100,14 +103,17 @@ class Operation(Generic[P, R]):
         self.kernel_path = kernel
         self.signature = inspect.signature(definition)
         self.__code__ = definition.__code__
-        self._options = _literal_options(definition)
         self._kernel: Callable[..., Any] | None = None
+        options = _literal_options(definition)
+        self._names = tuple(self.signature.parameters)
+        self._options = tuple(options.get(name) for name in self._names)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if _active == "numpy" or self.kernel_path is None:
             return self.definition(*args, **kwargs)
         if _active == "numba":
-            return typing.cast(R, self.run_kernel(*args, **kwargs))
+            result: R = self.run_kernel(*args, **kwargs)
+            return result
         expected = self.definition(*args, **kwargs)
         got = self.run_kernel(*args, **kwargs)
         check_agreement(self.name, self.agree, expected, got, (*args, *kwargs.values()))
@@ -126,28 +132,40 @@ class Operation(Generic[P, R]):
         return self._kernel
 
     def run_kernel(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Call the kernel with the definition's arguments, prepared as Numba needs them."""
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        prepared = [self._prepare(name, value) for name, value in bound.arguments.items()]
-        kernel = self.kernel
+        """Call the kernel with the definition's arguments, prepared as Numba needs them.
+
+        Small networks make this call every few microseconds: what is in order already is looked at and passed on.
+        """
+        values: Sequence[Any] = args
+        if kwargs or len(args) != len(self._names):
+            bound = self.signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            values = bound.args
+        kernel = self._kernel or self.kernel
         if kernel is None:
             raise ValueError(f"{self.name} has no kernel")
+        prepared: list[Any] = []
+        for value, options in zip(values, self._options, strict=True):
+            if options is not None:
+                value = self._position(value, options, self._names[len(prepared)])
+            elif isinstance(value, np.ndarray) and not (value.flags.carray and value.dtype.char in PLAIN):
+                value = self._in_order(value, self._names[len(prepared)])
+            prepared.append(value)
         if _announce is not None:
             _announce_if_cold(kernel)
         return kernel(*prepared)
 
-    def _prepare(self, name: str, value: Any) -> Any:
-        """Arrays contiguous, aligned and writable (another layout would compile again); options as their position."""
-        if isinstance(value, np.ndarray):
-            if value.dtype.kind in "iu" and value.dtype != np.int32:
-                raise TypeError(f"{self.name}: integer array {name} must be int32, got {value.dtype}")
-            return np.require(value, requirements=["C", "A", "W"])
-        if name in self._options:
-            if value not in self._options[name]:
-                raise ValueError(f"{self.name}: {name} must be one of {', '.join(self._options[name])}, got {value!r}")
-            return self._options[name].index(value)
-        return value
+    def _in_order(self, array: Array, name: str) -> Array:
+        """The array contiguous, aligned and writable: another layout would compile again."""
+        if array.dtype.kind in "iu" and array.dtype not in (np.int32, np.uint8):
+            raise TypeError(f"{self.name}: integer array {name} must be int32 or uint8, got {array.dtype}")
+        return np.require(array, requirements=["C", "A", "W"])
+
+    def _position(self, word: Any, options: dict[str, int], name: str) -> int:
+        """A word from a Literal as its position."""
+        if word not in options:
+            raise ValueError(f"{self.name}: {name} must be one of {', '.join(options)}, got {word!r}")
+        return options[word]
 
 
 def op(kernel: str | None = None, agree: Agreement = "exact") -> Callable[[Callable[P, R]], Operation[P, R]]:
@@ -163,10 +181,11 @@ def op(kernel: str | None = None, agree: Agreement = "exact") -> Callable[[Calla
     return decorate
 
 
-def _literal_options(definition: Callable[..., Any]) -> dict[str, tuple[str, ...]]:
-    """The allowed words of every argument that is annotated with a Literal of strings."""
+def _literal_options(definition: Callable[..., Any]) -> dict[str, dict[str, int]]:
+    """The allowed words of every argument that is annotated with a Literal of strings, and the position of each."""
     hints = typing.get_type_hints(definition)
-    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+    literals = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+    return {name: {word: position for position, word in enumerate(words)} for name, words in literals.items()}
 
 
 def _announce_if_cold(kernel: Callable[..., Any]) -> None:

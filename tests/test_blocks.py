@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from refsnn.ops.kernels import blocks, conv
+from refsnn.ops.kernels.blocks import sums, vectors
 
 JIT = not numba.config.DISABLE_JIT
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -49,8 +50,8 @@ def test_sums_of_runs(dtype, n, count):
     np.testing.assert_array_equal(runs_, spikes)
     assert (runs_[:3] == 7).all()
     assert (runs_[3 + n :] == 7).all()
-    np.testing.assert_allclose(runs_, add(numba.njit(blocks._add_runs), x, offsets, 16, *given), rtol=1e-5)
-    np.testing.assert_allclose(runs_, add(numba.njit(blocks._add_spikes), bits, offsets // 8, 2, *given), rtol=1e-5)
+    np.testing.assert_allclose(runs_, add(numba.njit(sums._add_runs), x, offsets, 16, *given), rtol=1e-5)
+    np.testing.assert_allclose(runs_, add(numba.njit(sums._add_spikes), bits, offsets // 8, 2, *given), rtol=1e-5)
 
 
 def add(operation, x, offsets, shift, base, start, n, _, weights, count):
@@ -76,8 +77,10 @@ def add_spikes(target, at, base, start, n, bits, shift, offsets, weights, first,
 def test_packed_spikes_are_the_bits(dtype, n):
     x, _, _, _ = runs(dtype, n)
     bits = np.zeros(n // 8, np.uint8)
-    assert blocks.pack_spikes(bits, 0, x, 3, n)
-    np.testing.assert_array_equal(bits, np.packbits(x[3 : 3 + n] > 0, bitorder="little"))
+    for spikes in (x, x.astype(np.uint8)):
+        bits[:] = 0
+        assert blocks.pack_spikes(bits, 0, spikes, 3, n)
+        np.testing.assert_array_equal(bits, np.packbits(x[3 : 3 + n] > 0, bitorder="little"))
     for value in (0.5, 2.0, np.nan, -1.0):
         for place in (0, n - 1):
             other = x.copy()
@@ -91,6 +94,6 @@ def test_the_digest_of_the_blocks_is_in_the_key_of_the_cache(monkeypatch):
     cache = conv.conv2d_weight_gradient_kernel._cache
     codegen = numba.core.registry.cpu_target.target_context.codegen()
     before = cache._index_key((), codegen)
-    monkeypatch.setattr(blocks, "DIGEST", "another")
+    monkeypatch.setattr(vectors, "DIGEST", "another")
     assert cache._index_key((), codegen) != before
     assert cache._index_key((), codegen)[:-1] == before[:-1]

@@ -65,6 +65,12 @@ LARGE = {
     "several pieces of a row, groups and tiles": Case(size=(18, 4, 9), samples=(4, 33), filters=35, density=0.1),
     "enough work for all threads": Case(size=(20, 12, 12), samples=(4, 16), filters=33, density=0.5),
     "spikes, enough work for all threads": Case(size=(20, 12, 12), samples=(4, 18), filters=33, spikes=True),
+    "rolling, all samples": Case(size=(9, 19, 21), samples=(3, 16), filters=7),
+    "rolling, two columns of tiles": Case(size=(90, 9, 20), samples=(2, 16), filters=8, density=0.02),
+    "rolling, a vector of samples": Case(size=(100, 17, 18), samples=(4, 16), filters=20, density=0.01),
+    "rolling, stride 2": Case(size=(20, 33, 24), samples=(4, 16), filters=40, stride=2, density=0.03),
+    "rolling, stride 3, kernel 2": Case(size=(20, 28, 40), samples=(2, 16), filters=9, kernel_size=(2, 2), stride=3),
+    "many channels": Case(size=(150, 6, 6), samples=(4, 16), filters=150, density=0.1),
     "enough work for all threads, stride 2": Case(size=(20, 24, 24), samples=(4, 16), filters=33, stride=2),
 }
 KERNEL_CASES = SMALL | LARGE if JIT else SMALL      # as plain Python the kernels take minutes for the large ones
@@ -172,6 +178,94 @@ def test_kernels_agree_on_any_convolution(
     check_kernels(Case(size, samples, filters, kernel_size, stride, padding, density, bias, spikes), np.float64, seed)
 
 
+DENSE = {
+    "nine channels": Case(size=(9, 5, 6), samples=(1, 16), filters=11, density=0.7),
+    "spikes, five channels": Case(size=(5, 6, 7), samples=(2, 16), filters=7, density=0.6, spikes=True),
+    "spikes, kernel (3, 2), stride 2": Case(
+        size=(6, 9, 12), samples=(3, 16), filters=13, kernel_size=(3, 2), stride=2, spikes=True),
+    "one channel, one filter": Case(size=(1, 4, 4), samples=(4, 8), filters=1, density=1.0, spikes=True),
+    "no weight": Case(samples=(2, 8), density=0.0),
+    "samples that fill no vectors": Case(samples=(2, 3), density=0.9, spikes=True),
+}
+DENSE |= {} if not JIT else {
+    "many channels": Case(size=(130, 6, 20), samples=(4, 16), filters=10, density=0.5),
+    "enough work for all threads": Case(size=(40, 20, 21), samples=(4, 16), filters=20, density=0.5),
+    "spikes, enough work for all threads": Case(size=(40, 20, 21), samples=(4, 16), filters=70, spikes=True),
+}
+
+
+@pytest.mark.parametrize("case", DENSE.values(), ids=DENSE.keys())
+@dtypes
+def test_dense_execution_is_the_same_sum(case, dtype):
+    x, w, bias, dy = make(case, dtype)
+    for spikes in (x, x.astype(np.uint8)) if case.spikes else (x,):
+        for operation, args in list(calls(case, spikes, w, bias, dy).items())[:3]:
+            got = operation.run_kernel(*args, execution="dense")
+            twin.check_agreement(operation.name, operation.agree, operation.definition(*args), got, args)
+
+
+def test_dense_execution_takes_numbers_that_are_no_spikes():
+    case = Case(size=(5, 6, 7), samples=(4, 16), spikes=True)
+    x, w, bias, dy = make(case, np.float32)
+    x[4, 5, 6, 3, 15] = 3
+    for operation, args in list(calls(case, x, w, bias, dy).items())[:3]:
+        got = operation.run_kernel(*args, execution="dense")
+        twin.check_agreement(operation.name, operation.agree, operation.definition(*args), got, args)
+
+
+def test_dense_execution_refuses_a_column_beyond_the_channels():
+    case = Case(size=(1, 6, 7), samples=(4, 16), spikes=True)
+    x, _, bias, dy = make(case)
+    _, w, _, _ = make(Case(samples=(4, 16)))
+    for operation, args in list(calls(case, x, w, bias, dy).items())[:3]:
+        for real in (False, True) if JIT else ():
+            both = [a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in args]
+            with pytest.raises(IndexError):
+                operation.run_kernel(*(args if real else both), execution="dense")
+
+
+def test_where_dense_execution_is_preferred():
+    assert conv.prefer_dense("forward", 0.4, (64, 64), 64)
+    assert not conv.prefer_dense("forward", 0.4, (64, 64), 64, spikes=False)
+    assert not conv.prefer_dense("forward", 0.4, (64, 1), 64)           # a byte is for four channels
+    assert not conv.prefer_dense("forward", 1.0, (64, 64), 63)
+    assert conv.prefer_dense("input gradient", 0.6, (64, 64), 64)
+    assert not conv.prefer_dense("input gradient", 0.6, (64, 3), 64)
+    assert not conv.prefer_dense("input gradient", 1.0, (64, 64), 64, stride=2)
+    assert conv.prefer_dense("weight gradient", 0.7, (64, 64), 63, stride=2)
+    assert not conv.prefer_dense("weight gradient", 0.6, (64, 64), 64)
+    assert conv.prefer_dense("weight gradient", 0.6, (64, 64), 64, spikes=False)
+
+
+@dtypes
+@pytest.mark.parametrize("backend", twin.BACKENDS[:2])
+@pytest.mark.parametrize("samples", [(2, 3), (2, 4), (3, 8), (4, 16)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_spikes_in_bytes_give_the_same_bits(dtype, backend, samples, stride):
+    case = Case(size=(3, 6, 7), samples=samples, stride=stride, spikes=True)
+    x, w, bias, dy = make(case, dtype)
+    with twin.backend(backend):
+        bytes_ = calls(case, x.astype(np.uint8), w, bias, dy).items()
+        for (operation, args), (_, floats) in zip(bytes_, calls(case, x, w, bias, dy).items(), strict=True):
+            result = operation(*args)
+            assert result.dtype == dtype
+            np.testing.assert_array_equal(result, operation(*floats))
+
+
+@dtypes
+@pytest.mark.parametrize("backend", twin.BACKENDS[:2])
+def test_bytes_that_are_no_spikes_are_numbers(dtype, backend):
+    case = Case(samples=(4, 16), spikes=True)
+    x, w, bias, dy = make(case, dtype)
+    for value, place in ((2, (0, 0, 0, 0, 0)), (255, (2, 5, 6, 3, 15))):
+        other = x.copy()
+        other[place] = value
+        with twin.backend(backend):
+            for (operation, args), (_, floats) in zip(calls(case, other.astype(np.uint8), w, bias, dy).items(),
+                                                      calls(case, other, w, bias, dy).items(), strict=True):
+                np.testing.assert_array_equal(operation(*args), operation(*floats))
+
+
 @dtypes
 def test_a_number_that_is_no_spike_is_not_taken_for_one(dtype):
     """Maps of 0 and 1 are packed; one other number anywhere, or a NaN, must go the other way."""
@@ -256,7 +350,8 @@ def test_gradients_are_central_differences(backend):
 def test_result_does_not_depend_on_the_number_of_threads(case, dtype):
     before = numba.get_num_threads()
     try:
-        for operation, args in calls(case, *make(case, dtype)).items():
+        every = list(calls(case, *make(case, dtype)).items())
+        for operation, args in [*every, *((operation, (*args, "dense")) for operation, args in every[:3])]:
             results = []
             for threads in (1, 2):
                 numba.set_num_threads(threads)

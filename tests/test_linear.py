@@ -36,7 +36,7 @@ SMALL = {
     "dense": Case(density=1.0),
     "no weight": Case(density=0.0),
     "no weight, no bias": Case(density=0.0, bias=False),
-    "several blocks of features": Case(features=137, units=9),
+    "several blocks of features": Case(features=2500, units=3, samples=(2, 16), density=0.9),
     "many units": Case(features=5, units=70),
     "spikes, N = 8": Case(samples=(2, 4), spikes=True),
     "spikes, N = 40": Case(samples=(5, 8), spikes=True, density=1.0),
@@ -44,7 +44,7 @@ SMALL = {
 }
 LARGE = {
     "enough work for all threads": Case(features=300, units=130, samples=(4, 33), density=0.9),
-    "spikes, enough work for all threads": Case(features=1030, units=130, samples=(4, 64), density=0.6, spikes=True),
+    "spikes, enough work for all threads": Case(features=2100, units=130, samples=(4, 64), density=0.3, spikes=True),
     "enough work for all threads, more features": Case(features=1030, units=128, samples=(4, 64), density=0.2),
 }
 KERNEL_CASES = SMALL | LARGE if JIT else SMALL      # as plain Python the kernels take minutes for the large ones
@@ -127,6 +127,20 @@ def test_kernels_agree(case, dtype):
 )
 def test_kernels_agree_on_any_map(features, units, samples, density, bias, seed):
     check_kernels(Case(features, units, samples, density, bias), np.float64, seed)
+
+
+@pytest.mark.parametrize("backend", twin.BACKENDS[:2])
+@pytest.mark.parametrize("case", [c for c in KERNEL_CASES.values() if c.spikes])
+@dtypes
+def test_spikes_in_bytes_give_what_they_give_as_floats(case, dtype, backend):
+    x, *rest = make(case, dtype)
+    for largest in (1, 3):                                      # bytes that are no spikes are numbers like any other
+        with twin.backend(backend):
+            both = [calls(x * largest, *rest), calls((x * largest).astype(np.uint8), *rest)]
+            for (operation, floats), spikes in zip(both[0].items(), both[1].values(), strict=True):
+                expected, got = operation(*floats), operation(*spikes)
+                assert got.dtype == expected.dtype == dtype
+                np.testing.assert_array_equal(got, expected)
 
 
 @dtypes

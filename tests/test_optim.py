@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from refsnn import optim
 from refsnn.errors import UserError
-from refsnn.optim import Optimizer, bias_correction, clip_gradients, learning_rate
+from refsnn.optim import Optimizer, all_finite, bias_correction, clip_gradients, learning_rate
 from refsnn.schema import OptimConfig
 
 
@@ -53,6 +54,28 @@ def test_adam_is_its_equations(problem: tuple, kind: str, decay: float) -> None:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         w = w - 0.1 * (m / (1 - 0.9**n)) / (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
     np.testing.assert_allclose(run(OptimConfig(kind=kind, weight_decay=decay), gradients, w0), w, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_the_size_of_a_chunk_changes_nothing(problem: tuple, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients, w0 = problem
+    config = OptimConfig(kind=kind, weight_decay=0.05)
+    whole = run(config, gradients, w0)
+    monkeypatch.setattr(optim, "CHUNK", 3)
+    np.testing.assert_array_equal(run(config, gradients, w0), whole)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3,), (40, 50), (0,)])
+def test_all_finite_sees_every_number_and_no_overflow(dtype: type, shape: tuple[int, ...]) -> None:
+    good = np.full(shape, np.finfo(dtype).max)
+    assert all_finite([np.ones(2, dtype), good, -good])
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in list(np.ndindex(shape))[::7]:
+            for fill in (good, 0 * good):
+                spoiled = fill.copy()
+                spoiled[at] = bad
+                assert not all_finite([good, spoiled])
 
 
 def test_bias_correction_is_the_power_for_every_count() -> None:

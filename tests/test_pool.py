@@ -28,7 +28,7 @@ def test_definitions_against_loops(shape, size):
     x = np.random.default_rng(0).integers(0, 3, shape).astype(float)            # ties everywhere
     average = avg_pool_forward.definition(x, size)
     largest, winner = max_pool_forward.definition(x, size)
-    assert winner.dtype == np.int32
+    assert winner.dtype == np.uint8
     for place, values in windows(x, size):
         assert average[place] == pytest.approx(sum(values) / len(values), rel=1e-15)
         assert largest[place] == max(values)
@@ -52,6 +52,29 @@ def test_a_nan_stays_visible(backend):
     with twin.backend(backend):
         assert np.all(np.isnan(max_pool_forward(x, 2)[0]))
         assert np.all(np.isnan(avg_pool_forward(x, 2)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shape", "size"), SHAPES)
+def test_spikes_in_bytes_give_what_they_give_as_floats(shape, size, dtype, backend):
+    spikes = np.random.default_rng(5).integers(0, 2, shape).astype(np.uint8)
+    with twin.backend(backend):
+        y, winner = max_pool_forward(spikes, size)
+        expected, places = max_pool_forward(spikes.astype(dtype), size)
+    assert (y.dtype, expected.dtype) == (np.uint8, dtype)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(winner, places)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_winner_of_a_window_fits_a_byte(backend):
+    x = np.zeros((1, 17, 17, 1, 2), np.float32)
+    x[0, 15, 15] = 1
+    with twin.backend(backend):
+        assert max_pool_forward(x, 16)[1].tolist() == [[[[[255, 255]]]]]
+        with pytest.raises(ValueError, match="at most 16 x 16 places"):
+            max_pool_forward(x, 17)
 
 
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
@@ -91,7 +114,8 @@ def test_dropped_borders_receive_nothing():
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
 def test_kernels_agree_bit_for_bit(shape, size, dtype):
     generator = np.random.default_rng(2)
-    for x in (generator.normal(size=shape).astype(dtype), generator.integers(0, 2, shape).astype(dtype)):
+    holes = np.where(generator.random(shape) < 0.3, np.nan, generator.integers(0, 2, shape)).astype(dtype)
+    for x in (generator.normal(size=shape).astype(dtype), generator.integers(0, 2, shape).astype(dtype), holes):
         moved = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, -1, 0)), 0, -1)         # another memory layout
         moved.setflags(write=False)
         y, winner = max_pool_forward.definition(x, size)
@@ -106,6 +130,21 @@ def test_kernels_agree_bit_for_bit(shape, size, dtype):
             twin.check_agreement(
                 operation.name, "exact", operation.definition(*arguments), operation.run_kernel(*arguments), arguments
             )
+
+
+@needs_jit
+@pytest.mark.parametrize("spikes", [False, True])
+def test_maps_that_all_threads_share_agree_bit_for_bit(spikes):
+    generator = np.random.default_rng(3)
+    x = generator.integers(0, 2, (9, 30, 31, 4, 17)).astype(np.uint8 if spikes else np.float32)
+    dy = generator.normal(size=(9, 15, 15, 4, 17)).astype(np.float32)
+    winner = max_pool_forward.definition(x, 2)[1]
+    calls = [(max_pool_forward, (x, 2)), (max_pool_backward, (dy, winner, 2, (30, 31)))]
+    if not spikes:
+        calls += [(avg_pool_forward, (x, 2)), (avg_pool_backward, (dy, 2, (30, 31)))]
+    for operation, arguments in calls:
+        expected, got = operation.definition(*arguments), operation.run_kernel(*arguments)
+        twin.check_agreement(operation.name, "exact", expected, got)
 
 
 @needs_jit

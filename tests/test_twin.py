@@ -65,7 +65,7 @@ def test_kernels_get_contiguous_writable_arrays_of_the_one_index_type() -> None:
         pair(read_only.T[::2])
     assert seen[0].flags.c_contiguous
     assert seen[0].flags.writeable
-    with pytest.raises(TypeError, match="must be int32, got int64"):
+    with pytest.raises(TypeError, match="must be int32 or uint8, got int64"):
         pair.run_kernel(np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="way must be one of left, right, got 'up'"):
         pair.run_kernel(np.zeros(3), "up")

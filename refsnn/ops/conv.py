@@ -7,13 +7,20 @@ that a convolution reads as the matrix product of eq. (5), W x, and its gradient
 Shapes: x (C, H, W, T, B), y (O, H_out, W_out, T, B) with H_out = (H + 2 padding - kH) // stride + 1, W_out alike.
 Time and batch are samples: every one is convolved by itself. The gradient of a bias is `linear.bias_gradient`.
 
+Spikes may be bytes, uint8: a quarter of the memory, and the same result, to the last bit. (They are numbers like any
+other: a byte of 2 counts twice.)
+
 Parameter    Default  Unit   Meaning
 kernel_size  -        pixel  (kH, kW), the window
 stride       -        pixel  distance between neighbouring windows, both axes
 padding      -        pixel  zeros added on each of the four sides
+execution    sparse   -      how a kernel goes about it: by the active weights, or by all places of the weight, with 0
+                             where there is none. The same sum: a definition does not look at it. `prefer_dense`
+                             says which is faster.
 """
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +28,11 @@ import numpy.typing as npt
 from refsnn.twin import op
 
 Array = npt.NDArray[Any]
+Execution = Literal["sparse", "dense"]
+
+# Densities above which the kernels are faster with all places of the weight, for spikes and for reals (Zen 5, AVX-512,
+# float32). Forward, spikes are looked up four channels at once: see `kernels/blocks/dense.py`.
+CROSSOVER = {"forward": (0.32, 0.52), "input gradient": (0.5, 0.5), "weight gradient": (0.63, 0.5)}
 
 
 @op(kernel="conv:conv2d_forward_kernel", agree="sum")
@@ -33,6 +45,7 @@ def conv2d_forward(
     kernel_size: tuple[int, int],
     stride: int,
     padding: int,
+    execution: Execution = "sparse",  # noqa: ARG001
 ) -> Array:
     """Convolve spikes or reals with sparse filters: the synaptic current W x of eq. (5).
 
@@ -40,16 +53,16 @@ def conv2d_forward(
 
     over the active k = (c kH + i) kW + j of row o; x is 0 outside the image. (A correlation: no flipped window.)
 
-    x        (C, H, W, T, B)           input
+    x        (C, H, W, T, B)           input: float, or uint8 spikes
     data     (nnz,)                    active weights; with indices (nnz,), indptr (O + 1,) the CSR matrix (O, C kH kW)
     bias     (O,) or None              added to every place of a filter's map
-    returns  (O, H_out, W_out, T, B)
+    returns  (O, H_out, W_out, T, B)   in the dtype of data
 
     Raises ValueError where the window is larger than the padded image, IndexError where a column lies beyond C kH kW.
     """
     windows = patches(x, kernel_size, stride, padding)
     rows = indptr.size - 1
-    y = np.zeros((rows, *windows.shape[1:]), dtype=x.dtype)
+    y = np.zeros((rows, *windows.shape[1:]), dtype=data.dtype)
     for o in range(rows):
         k = slice(indptr[o], indptr[o + 1])                             # the active weights of filter o
         y[o] = np.tensordot(data[k], windows[indices[k]], axes=1)
@@ -68,6 +81,7 @@ def conv2d_input_gradient(
     kernel_size: tuple[int, int],
     stride: int,
     padding: int,
+    execution: Execution = "sparse",  # noqa: ARG001
 ) -> Array:
     """Send the gradient back through the filters, W^T dy.
 
@@ -98,19 +112,21 @@ def conv2d_weight_gradient(
     kernel_size: tuple[int, int],
     stride: int,
     padding: int,
+    execution: Execution = "sparse",  # noqa: ARG001
 ) -> Array:
     """Gradient of the active weights only: the cost follows the density.
 
         dW[o, k] = sum over h, w, t, b of dy[o, h, w, t, b] x[c, stride h + i - padding, stride w + j - padding, t, b]
 
-    dy       (O, H_out, W_out, T, B);  x  (C, H, W, T, B);  indices (nnz,), indptr (O + 1,): the active k of each row
-    returns  (nnz,)
+    dy       (O, H_out, W_out, T, B);  x  (C, H, W, T, B), float, or uint8 spikes
+    indices  (nnz,), with indptr (O + 1,): the active k of each row
+    returns  (nnz,)                   in the dtype of dy
 
     Raises ValueError where dy does not have the output's size, IndexError as `conv2d_forward`.
     """
     windows = patches(x, kernel_size, stride, padding)
     _check_gradient(dy, *windows.shape[1:3])
-    ddata = np.zeros(indices.size, dtype=x.dtype)
+    ddata = np.zeros(indices.size, dtype=dy.dtype)
     for o in range(indptr.size - 1):
         k = slice(indptr[o], indptr[o + 1])
         ddata[k] = np.tensordot(windows[indices[k]], dy[o], axes=4)
@@ -125,14 +141,43 @@ def conv2d_weight_gradient_dense(
 
     The equation is that of `conv2d_weight_gradient`, for all k.
 
-    dy       (O, H_out, W_out, T, B);  x  (C, H, W, T, B)
-    returns  (O, C kH kW)
+    dy       (O, H_out, W_out, T, B);  x  (C, H, W, T, B), float, or uint8 spikes
+    returns  (O, C kH kW)             in the dtype of dy
 
     Raises ValueError where dy does not have the output's size.
     """
     windows = patches(x, kernel_size, stride, padding)
     _check_gradient(dy, *windows.shape[1:3])
     return np.tensordot(dy, windows, axes=([1, 2, 3, 4], [1, 2, 3, 4]))
+
+
+def prefer_dense(
+    operation: Literal["forward", "input gradient", "weight gradient"],
+    density: float,
+    shape: tuple[int, int],
+    samples: int,
+    stride: int = 1,
+    spikes: bool = True,
+) -> bool:
+    """Whether dense execution is faster, at this density of a weight of `shape` (O, C) filters and channels.
+
+    samples  T B; where they do not fill vectors of 16, forward pass and input gradient are sparse in any case
+    spikes   whether the input is nothing but 0 and 1
+    """
+    filters, channels = shape
+    used = 1.0
+    if operation != "weight gradient" and (samples % 16 or (operation == "input gradient" and stride > 1)):
+        return False
+    if operation == "input gradient":
+        used = _share(channels, 8)
+    if operation == "forward":
+        used = _share(channels, 4) * _share(filters, 4) if spikes else _share(filters, 8)
+    return density * used > CROSSOVER[operation][not spikes]
+
+
+def _share(many: int, group: int) -> float:
+    """How much of groups of that size is used: they come whole."""
+    return many / (math.ceil(many / group) * group)
 
 
 def output_size(size: tuple[int, int], kernel_size: tuple[int, int], stride: int, padding: int) -> tuple[int, int]:

@@ -20,15 +20,15 @@ def linear_forward(x: Array, data: Array, indices: Array, indptr: Array, bias: A
 
         y[o] = bias[o] + sum_f W[o, f] x[f]    over the active f of row o
 
-    x        (F, T, B)     input
+    x        (F, T, B)     input: float, or uint8 spikes
     data     (nnz,)        active weights; with indices (nnz,) and indptr (O + 1,) the CSR matrix (O, F)
     bias     (O,) or None  added to every sample
-    returns  (O, T, B)
+    returns  (O, T, B)     in the dtype of data
 
     Raises IndexError where a column lies beyond F.
     """
     rows = indptr.size - 1
-    y = np.zeros((rows, *x.shape[1:]), dtype=x.dtype)
+    y = np.zeros((rows, *x.shape[1:]), dtype=data.dtype)
     for o in range(rows):
         k = slice(indptr[o], indptr[o + 1])                             # the active weights of neuron o
         y[o] = np.tensordot(data[k], x[indices[k]], axes=1)
@@ -62,12 +62,13 @@ def linear_weight_gradient(dy: Array, x: Array, indices: Array, indptr: Array) -
 
         dW[o, f] = sum over t, b of dy[o, t, b] x[f, t, b]
 
-    dy       (O, T, B);  x  (F, T, B);  indices (nnz,), indptr (O + 1,): the active f of each row
-    returns  (nnz,)
+    dy       (O, T, B);  x  (F, T, B), float, or uint8 spikes
+    indices  (nnz,), indptr (O + 1,): the active f of each row
+    returns  (nnz,)      in the dtype of dy
 
     Raises IndexError as `linear_forward`.
     """
-    ddata = np.zeros(indices.size, dtype=x.dtype)
+    ddata = np.zeros(indices.size, dtype=dy.dtype)
     for o in range(indptr.size - 1):
         k = slice(indptr[o], indptr[o + 1])
         ddata[k] = np.tensordot(x[indices[k]], dy[o], axes=2)
@@ -80,8 +81,8 @@ def linear_weight_gradient_dense(dy: Array, x: Array) -> Array:
 
     The equation is that of `linear_weight_gradient`, for all f.
 
-    dy       (O, T, B);  x  (F, T, B)
-    returns  (O, F)
+    dy       (O, T, B);  x  (F, T, B), float, or uint8 spikes
+    returns  (O, F)      in the dtype of dy
     """
     return np.tensordot(dy, x, axes=([1, 2], [1, 2]))
 

@@ -87,7 +87,7 @@ def _cross_entropy(logits: Array, target: Array) -> tuple[Array, Array]:
 
 
 def _mean(values: Array) -> float:
-    return float(values.mean(dtype=np.float64))
+    return float(values.sum(dtype=np.float64)) / values.size
 
 
 def _to_every_step(gradient: Array, logits: Array) -> Array:

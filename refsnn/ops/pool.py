@@ -54,12 +54,16 @@ def max_pool_forward(x: Array, size: int) -> tuple[Array, Array]:
     """Largest value of every window, and which place won; of equal values the first in row-major order.
 
     Ties are the rule, not the exception, where the map holds spikes. A NaN wins, so that it stays visible.
-    x (C, H, W, T, B); size: side of the window, places.
-    Returns y (C, h, w, T, B) and winner (C, h, w, T, B) int32: i size + j of the place (i, j) within the window.
+    x (C, H, W, T, B), float, or uint8 spikes; size: side of the window, places.
+    Returns y (C, h, w, T, B) in the dtype of x and winner (C, h, w, T, B) uint8: i size + j of the place (i, j) within
+    the window. Raises ValueError for a window of more than 16 x 16 places.
     """
+    if size > 16:
+        raise ValueError("max pooling: a window has at most 16 x 16 places")
     channels, height, width, steps, batch = x.shape
-    y = np.full((channels, height // size, width // size, steps, batch), -np.inf, x.dtype)
-    winner = np.zeros(y.shape, np.int32)
+    lowest = -np.inf if x.dtype.kind == "f" else 0
+    y = np.full((channels, height // size, width // size, steps, batch), lowest, x.dtype)
+    winner = np.zeros(y.shape, np.uint8)
     for place, rows, columns in _places(size, height, width):
         candidate = x[:, rows, columns]
         larger = (candidate > y) | np.isnan(candidate)

@@ -42,13 +42,10 @@ def main(name: str) -> None:
 
 
 def _make(name: str, task: Task) -> Any:
-    """The program; refsnn as its command line starts it."""
+    """The program."""
     if name == "refsnn":
         from ours import Ours
 
-        from refsnn.machine import keep_freed_memory
-
-        keep_freed_memory()
         return Ours(task)
     from programs import make
 

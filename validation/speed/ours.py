@@ -26,13 +26,13 @@ STATIC = ("structure.fan=active", "optim.kind=sgd", "optim.schedule=constant", "
 GROWING = ("rewire.ratio=pq", "rewire.preset=literal", "train.iterations=2", "train.epochs=1")
 
 
-def task_of(net: str, density: float, batch: int, steps: int) -> Task:
-    """The task of a bundled configuration."""
+def task_of(net: str, density: float, batch: int, steps: int, spread: str = "uniform") -> Task:
+    """The task of a bundled configuration; with "uniform" every layer has that density."""
     config = load(net, [f"encode.steps={steps}", f"structure.density={density}"])
     sample = (datasets.stand_in(config) or datasets.load(config))
     shape = sample.train.batch(np.zeros(1, np.int64), 0).shape[1:]
     pieces = tuple((p.kind, p.numbers, p.options) for p in notation.parse(MODELS[config.model.name](config.model)))
-    return Task(net, density, batch, steps, pieces, shape[-3:], config.encode.kind == "frames", sample.classes)
+    return Task(net, density, batch, steps, pieces, shape[-3:], config.encode.kind == "frames", sample.classes, spread)
 
 
 def samples(task: Task) -> tuple[Array, Array]:
@@ -54,7 +54,8 @@ class Ours:
     def config(self, overrides: tuple[str, ...]) -> Config:
         """The configuration of the task."""
         task = self.task
-        keys = (f"encode.steps={task.steps}", f"structure.density={task.density}", f"train.batch={task.batch}",
+        keys = (f"encode.steps={task.steps}", f"structure.density={task.density}",
+                f"structure.spread={task.spread}", f"train.batch={task.batch}",
                 f"optim.lr={task.lr}", f"optim.momentum={task.momentum}", "rewire.rewind=false")
         return algorithm.complete(load(task.net, [*STATIC, *keys, *overrides]))
 

@@ -229,15 +229,28 @@ class Peer:
     def load(self, values: dict[str, Array], masks: dict[str, Array]) -> None:
         """Take over parameters, running statistics and masks by refsnn's names."""
         for name, value in values.items():
-            layer, _, part = name.rpartition(".")
-            own = {"gamma": "weight", "beta": "bias"}.get(part, part)
-            getattr(self.named[layer], own).data.copy_(torch.from_numpy(value))
+            self.parameter(name).data.copy_(torch.from_numpy(value))
         if self.task.density < 1:
             self.mask({name: torch.from_numpy(mask) for name, mask in masks.items()})
 
+    def parameter(self, name: str) -> Tensor:
+        """A parameter, or running statistic, by refsnn's name."""
+        layer, _, part = name.rpartition(".")
+        return getattr(self.named[layer], {"gamma": "weight", "beta": "bias"}.get(part, part))
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter by refsnn's name."""
+        names = {"weight": "gamma", "bias": "beta"}
+        return {f"{layer}.{names[part] if isinstance(module, nn.BatchNorm2d) else part}": p.detach().numpy()
+                for layer, module in self.named.items() for part, p in module.named_parameters()}
+
+    def double(self) -> None:
+        """Compute in float64 from now on; `load` and `give` come after it."""
+        self.net.double()
+
     def give(self, x: Array | Tensor, labels: Array | Tensor) -> None:
         """The batch, (B, C, H, W) or (B, T, C, H, W), and its labels (B,)."""
-        self.x, self.labels = torch.as_tensor(x), torch.as_tensor(labels)
+        self.x, self.labels = torch.as_tensor(x).to(next(self.net.parameters()).dtype), torch.as_tensor(labels)
 
     def logits(self) -> Tensor:
         """The read-out of every step, (T, B, K)."""
@@ -249,7 +262,8 @@ class Peer:
             x = x.contiguous(memory_format=torch.channels_last)
         self.make.reset(self.net)
         with torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else nullcontext():
-            return self.run(x).float().view(steps, batch, -1)
+            logits = self.run(x)
+        return (logits.float() if self.bfloat16 else logits).view(steps, batch, -1)
 
     def step(self) -> float:
         """Forward, backward, SGD on what the masks leave; returns the loss before the update (eq. 8)."""

@@ -27,12 +27,13 @@ class Row:
     seconds, lower, upper   of a step: median and quartiles
     ours                    median of refsnn's step in the same rounds
     ratio, ...              median and quartiles over the rounds of seconds / refsnn's seconds
-    loss_error, flips       against refsnn, from the same weights: the first loss, relative; spikes that differ
+    loss, update, flips     against refsnn in float64: the loss, one step's update, relative; spikes that differ
     peak, peak_growing      memory of a process of its own, outside and inside a growth window; 0: not measured
     """
 
     net: str
     density: float
+    spread: str
     program: str
     batch: int
     steps: int
@@ -45,7 +46,8 @@ class Row:
     ratio: float = 0.0
     ratio_lower: float = 0.0
     ratio_upper: float = 0.0
-    loss_error: float = 0.0
+    loss: float = 0.0
+    update: float = 0.0
     flips: int = 0
     entries: int = 0
     peak: float = 0.0
@@ -56,7 +58,7 @@ class Row:
     @property
     def task(self) -> tuple[Any, ...]:
         """What was measured."""
-        return self.net, self.density, self.batch, self.steps, self.threads
+        return self.net, self.density, self.spread, self.batch, self.steps, self.threads
 
     @property
     def fair(self) -> bool:
@@ -118,7 +120,8 @@ def _line(found: dict[str, Row], peers: list[str]) -> list[str]:
     cells = [_ratio(found.get(name)) for name in peers]
     fair = [row for row in found.values() if row.fair]
     best = min(fair, key=lambda row: row.ratio) if fair else None
-    return [ours.net, f"{ours.batch}, {ours.steps}", f"{ours.density:.0%}", milliseconds(ours.seconds), *cells,
+    density = f"{ours.density:.0%}" + ("" if ours.spread == "uniform" else f", {ours.spread}")
+    return [ours.net, f"{ours.batch}, {ours.steps}", density, milliseconds(ours.seconds), *cells,
             f"**{best.ratio:.2f}** {best.program}" if best else "",
             _memory(ours.peak, [row.peak for row in fair]), _memory(ours.peak_growing, [r.peak_growing for r in fair])]
 
@@ -144,7 +147,8 @@ def fixed_costs(rows: list[Row]) -> list[str]:
     lines = []
     for net, peer in dict.fromkeys((row.net, row.program) for row in rows if row.fair):
         points = [(r.density, 1 / r.ratio) for r in rows
-                  if (r.net, r.program) == (net, peer) and r.density <= DENSE_SHARE and not r.skipped]
+                  if (r.net, r.program, r.spread) == (net, peer, "uniform") and r.density <= DENSE_SHARE
+                  and not r.skipped]
         if len({density for density, _ in points}) >= 3:
             start, share = fixed_cost(*np.array(points).T)
             lines.append(f"{net}: fixed cost {start:.4f} steps of {peer}, {share:.0%} of refsnn's step at 5 %")
@@ -164,7 +168,7 @@ def draw(rows: list[Row], net: str) -> bytes:
     """Step time against density, both logarithmic; each peer a horizontal line at the median of its steps. PNG."""
     figure = Figure((5, 3.6), layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    mine = sorted((r for r in rows if r.net == net and r.program == OURS), key=lambda r: r.density)
+    mine = sorted((r for r in rows if (r.net, r.program, r.spread) == (net, OURS, "uniform")), key=lambda r: r.density)
     x, y = [r.density for r in mine], [r.seconds for r in mine]
     spread = np.array([[r.seconds - r.lower for r in mine], [r.upper - r.seconds for r in mine]])
     axes.errorbar(x, y, spread, color=COLORS[0], marker="o", markersize=4, label="refsnn")

@@ -2,7 +2,7 @@
 
     python validation/speed/run.py                                          everything, hours
     python validation/speed/run.py --nets digits --peers pytorch            a first look, a minute
-    python validation/speed/run.py --whole | --inference | --scaling | --roofline
+    python validation/speed/run.py --whole | --inference | --scaling | --first | --roofline
 
 What is in --out already is not measured again.
 """
@@ -15,13 +15,14 @@ from pathlib import Path
 from task import PEERS
 
 SIZES = {"cifar10_conv6fc2": (16, 4), "cifar10dvs_vggsnn": (16, 10), "cifar10_resnet19": (16, 2), "digits": (32, 4)}
-MODES = ("training", "scaling", "whole", "inference", "roofline")
+MODES = ("training", "scaling", "whole", "inference", "first", "roofline")
 # mode -> nets, densities in percent, peers and rounds that are measured where nothing else is said
 USUAL: dict[str, tuple[tuple[str, ...], tuple[float, ...], tuple[str, ...], int]] = {
     "training": (tuple(SIZES), (1, 5, 10, 30, 100), PEERS, 9),
     "scaling": (("cifar10_conv6fc2", "digits"), (5,), ("pytorch",), 5),
     "whole": (("cifar10_conv6fc2",), (5,), ("pytorch",), 1),
     "inference": (tuple(SIZES), (5, 30), PEERS, 25),
+    "first": (("digits", "cifar10_conv6fc2"), (10,), (), 3),
     "roofline": ((), (), (), 1),
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -31,8 +32,9 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = made.add_mutually_exclusive_group()
-    for mode, about in zip(MODES[1:], ("exponents over batch, T and threads", "an iteration with a rewire",
-                                       "latency of one image", "limits of the machine, and the kernels"), strict=True):
+    abouts = ("exponents over batch, T and threads", "an iteration with a rewire", "latency of one image",
+              "a fresh process's first step", "limits of the machine, and the kernels")
+    for mode, about in zip(MODES[1:], abouts, strict=True):
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, help=about)
     made.add_argument("--nets", nargs="+", metavar="CONFIG", help=f"of: {', '.join(SIZES)}; or another bundled one")
     made.add_argument("--densities", nargs="+", type=float, metavar="PERCENT", help="percent; default: 1 5 10 30 100")
@@ -40,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, help="rounds that all programs take in turn; default: 9")
     made.add_argument("--batch", type=int, help="B; default: 16, digits 32")
     made.add_argument("--steps", type=int, help="T; default: that of the configuration")
+    made.add_argument("--spread", default="uniform", choices=("uniform", "er", "erk"),
+                      help="training steps: how the layers share the density; uniform: each has it")
     made.add_argument("--threads", type=int, default=2, help="default: 2")
     made.add_argument("--length", type=int, default=500, metavar="STEPS", help="--whole: of an iteration; default: 500")
     made.add_argument("--no-memory", action="store_true", help="do not measure peak memory")

@@ -7,6 +7,7 @@ from typing import Any
 OURS = "refsnn"
 PEERS = ("pytorch", "channels_last", "compile", "spikingjelly", "snntorch", "bfloat16")
 UNMATCHED = ("bfloat16",)       # computes with three digits: measured, but no fair peer
+DETACHED = ("snntorch",)        # no gradient goes through the reset: the same spikes, other gradients
 
 # kind, numbers, options, as refsnn/notation.py has them
 Piece = tuple[str, tuple[float | None, ...], tuple[str, ...]]
@@ -19,7 +20,7 @@ class Task:
     | Field        | Meaning                                                                       |
     |--------------|-------------------------------------------------------------------------------|
     | net          | bundled configuration                                                         |
-    | density      | share of active weights                                                       |
+    | density      | share of active weights; `spread` says how the layers share it                |
     | batch, steps | B samples, T time steps                                                       |
     | pieces       | the network's layers in order                                                 |
     | input_shape  | of one sample at one step, (C, H, W)                                          |
@@ -36,6 +37,7 @@ class Task:
     input_shape: tuple[int, int, int]
     frames: bool
     classes: int
+    spread: str = "uniform"
     lr: float = 1e-4
     momentum: float = 0.9
 

@@ -5,7 +5,6 @@ import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import programs
@@ -25,12 +24,12 @@ def run(args: Namespace, machine: str) -> None:
     rows = results.read(path)
     for net, density in ((net, density) for net in args.nets for density in args.densities):
         batch, steps = args.sizes(net)
-        there = [row for row in rows if row.task == (net, density, batch, steps, args.threads)]
+        there = [row for row in rows if row.task == (net, density, args.spread, batch, steps, args.threads)]
         missing = [name for name in args.peers if name not in {row.program for row in there}]
         if there and not missing:
             continue
         print(f"{net}, density {density:.0%}, B {batch}, T {steps}: {', '.join((OURS, *missing))}", file=sys.stderr)
-        new = measure(task_of(net, density, batch, steps), missing, args.rounds)
+        new = measure(task_of(net, density, batch, steps, args.spread), missing, args.rounds)
         new = [replace(row, threads=args.threads, machine=machine) for row in new]
         new = [row for row in new if row.program not in {one.program for one in there}]
         rows += new if args.no_memory else with_memory(new, rows)
@@ -49,46 +48,38 @@ def report(rows: list[Row], out: Path) -> None:
 
 def measure(task: Task, names: list[str], rounds: int) -> list[Row]:
     """Rows of refsnn and these peers.   Raises SystemExit where a peer does other work."""
+    same, rows = verified(names, task)
     ours = Ours(task)
-    peers, rows = start(names, ours)
-    spikes = ours.spikes()
-    theirs = {name: peer.spikes() for name, peer in peers.items()}
-    loss = ours.step()
-    same = {}
-    for name, peer in list(peers.items()):
-        try:
-            same[name] = programs.equality(spikes, theirs[name], loss, peer.step())
-        except Exception as error:      # what a compiler may raise is anybody's guess
-            rows.append(skipped(task, name, error))
-            del peers[name]
-            continue
-        if not same[name].holds and name not in UNMATCHED:
-            sys.exit(f"{task.net}, density {task.density:.0%}: {name} does other work: {same[name]}")
+    peers = {name: programs.make_equal(name, ours) for name in same}
     times = interleave([ours.step, *(peer.step for peer in peers.values())], rounds)
-    same[OURS] = programs.Equality(0, 0, next(iter(same.values())).entries if same else 0)
+    same[OURS] = programs.Equality(0, 0, 0, max((one.entries for one in same.values()), default=0))
     for k, name in enumerate((OURS, *peers)):
-        median, lower, upper = quartiles(times[:, k])
-        ratio = quartiles(times[:, k] / times[:, 0])
-        rows.append(Row(task.net, task.density, name, task.batch, task.steps, 0, rounds, median, lower, upper,
-                        float(np.median(times[:, 0])), *ratio, same[name].loss, same[name].flips, same[name].entries))
+        one, ratio = same[name], quartiles(times[:, k] / times[:, 0])
+        rows.append(Row(task.net, task.density, task.spread, name, task.batch, task.steps, 0, rounds,
+                        *quartiles(times[:, k]), float(np.median(times[:, 0])), *ratio, one.loss, one.update,
+                        one.flips, one.entries))
     return rows
 
 
-def start(names: list[str], ours: Ours) -> tuple[dict[str, Any], list[Row]]:
-    """The peers that can be made, from refsnn's weights; rows of the others, with the reason."""
-    peers, rows = {}, []
+def verified(names: list[str], task: Task) -> tuple[dict[str, programs.Equality], list[Row]]:
+    """The peers that work and do the same work; rows of the others, with the reason."""
+    same: dict[str, programs.Equality] = {}
+    rows = []
     for name in names:
         try:
-            peers[name] = programs.make_equal(name, ours)
-        except ImportError as error:
-            rows.append(skipped(ours.task, name, error))
-    return peers, rows
+            same[name] = programs.Equality(0, 0, 0, 0) if name in UNMATCHED else programs.verify(name, task)
+            programs.make(name, task).step()
+        except Exception as error:      # absent, or what a compiler may raise, is anybody's guess
+            same.pop(name, None)
+            rows.append(skipped(task, name, error))
+    return same, rows
 
 
 def skipped(task: Task, name: str, error: Exception) -> Row:
     """The row of a program that does not work."""
     lines = str(error).strip().splitlines() or [""]
-    return Row(task.net, task.density, name, task.batch, task.steps, 0, skipped=f"{type(error).__name__}: {lines[0]}")
+    return Row(task.net, task.density, task.spread, name, task.batch, task.steps, 0,
+               skipped=f"{type(error).__name__}: {lines[0]}")
 
 
 def with_memory(new: list[Row], known: list[Row]) -> list[Row]:
@@ -104,7 +95,7 @@ def with_memory(new: list[Row], known: list[Row]) -> list[Row]:
         elif before:
             done.append(replace(row, peak=before.peak, peak_growing=before.peak_growing))
         else:
-            task = task_of(row.net, row.density, row.batch, row.steps)
+            task = task_of(row.net, row.density, row.batch, row.steps, row.spread)
             try:
                 peak, growing = peaks(row.program, task)
             except RuntimeError as error:       # the times are worth keeping

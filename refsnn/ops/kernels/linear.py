@@ -1,31 +1,40 @@
 """Kernels of the sparse linear map.
 
 What they do. T and B are one axis of N contiguous samples, so an active weight moves one run of N contiguous numbers.
-Forward, input gradient and dense weight gradient are sums of runs, `add_runs` of `blocks.py`:
+Forward and dense weight gradient are sums of runs, `add_runs` of `blocks`:
 
     forward          total: y[o]               runs: rows of x (F, N)       k: active weights of neuron o
-    input gradient   total: dx[f]              runs: rows of dy (O, N)      k: active weights of feature f, after a sort
     dense gradient   total: dW[:, f]           runs: rows of dy^T (N, O)    k: samples whose input f is not zero
 
-and the gradient of the active weights is a dot product of runs for each of them, eight at a time.
+the gradient of the active weights is a dot product of runs for each of them, eight at a time, and the input gradient
+goes the other way: one run to many totals, `spread_run` below.
 
-Why so. The total stays in registers over all k. Spikes are packed one a bit, for the forward pass and the gradient of
-the active weights. The dense gradient skips inputs that are zero, as most spikes are. The sort of the input gradient
-is done in parallel, a block of features by each task. Every output is written by one iteration in a fixed order:
-results do not depend on the number of threads. Little work is done by one thread: to start the others costs more.
+    input gradient   run: row o of dy (O, N)   totals: rows of dx (F, N)    k: active weights of neuron o
+
+Why so. In a sum the total stays in registers over all k. The input gradient has no such order without sorting the
+weights by column, which took longer than the arithmetic; so the run stays in registers, and the totals, a block of
+rows of dx, in the second cache. Spikes are packed one a bit, for the forward pass and the gradient of the active
+weights. The dense gradient skips inputs that are zero, as most spikes are. Every output is written by one task in a
+fixed order: results do not depend on the number of threads. Little work is done by one thread: to start the others
+costs more. A task has many rows, because a call costs as much as a short row.
 
 What it gained over plain loops, eight runs a pass: processor time, one AVX-512 core (Zen 5), float32, 4096 -> 1024,
-N = 64, density 0.05, a tenth of the inputs spike: forward 2.2 times (71 GFLOP/s), active weights 9 (38), the dense
-gradient nothing. The input gradient is bound by its sort: in blocks of 256 features 2 times (10), in blocks of 64 none.
+N = 64, density 0.05, a tenth of the inputs spike: forward 3.1 times (107 GFLOP/s), active weights 17 (81), input
+gradient 4.6 (32), the dense gradient nothing. 16384 -> 2048, input gradient: 5.6 ms, with a sort 21.6. 256 -> 128,
+N = 128, density 0.1, calls from Python: 11, 14 and 15 microseconds; with a call for each row and a sort 30, 66 and 28.
 """
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 from refsnn.ops.kernels.blocks import (
+    HELD,
+    WIDE,
     add_runs,
     add_spikes,
     ceil_div,
@@ -34,13 +43,21 @@ from refsnn.ops.kernels.blocks import (
     kernel_jit,
     no_bias,
     pack_spikes,
+    vector,
+    whole,
 )
+from refsnn.ops.kernels.blocks.dots import dots8, spike_dots8
+from refsnn.ops.kernels.blocks.vectors import FUSED, I64, Vectors
 
 Array = npt.NDArray[Any]
 
-FEATURES = 256  # input features of one parallel task of the input gradient
 SERIAL = 2**22  # multiply-adds below which one thread works alone
+ROWS = 16       # neurons of a task
 TILE = 32       # features of one task of the dense gradient; edge of a block in a transposition
+PACK = 2**16    # numbers that a task packs, a multiple of 8; below eight times as many one thread works alone
+BLOCK = 2**18   # input gradient: bytes of a block of dx, which stays in the second cache,
+PART = 64       # the weights of a row that are enough for a block,
+BLOCKS = 2      # and blocks of a task
 
 
 @kernel_jit(parallel=True)
@@ -48,30 +65,33 @@ def linear_forward_kernel(x: Array, data: Array, indices: Array, indptr: Array, 
     """Kernel of `linear_forward`."""
     features, steps, batch = x.shape
     rows, samples = indptr.size - 1, steps * batch
-    at_rest = no_bias(rows, x.dtype) if bias is None else bias
-    y = np.empty((rows, samples), x.dtype)
+    at_rest = no_bias(rows, data.dtype) if bias is None else bias
+    y = np.empty((rows, samples), data.dtype)
     bits, packed = pack_rows(x.reshape(features, samples))
+    numbers = as_floats(x, data, packed)
     offsets = row_offsets(indices, features, samples // 8 if packed else samples)
     if indices.size * samples < SERIAL:
-        for o in range(rows):
-            weigh_inputs(y, o, x, bits, packed, data, offsets, indptr, at_rest)
+        weigh_inputs(y, 0, rows, numbers, bits, packed, data, offsets, indptr, at_rest)
     else:
-        for o in prange(rows):
-            weigh_inputs(y, np.int64(o), x, bits, packed, data, offsets, indptr, at_rest)
+        for t in prange(ceil_div(rows, ROWS)):
+            weigh_inputs(y, np.int64(t) * ROWS, ROWS, numbers, bits, packed, data, offsets, indptr, at_rest)
     return y.reshape(rows, steps, batch)
 
 
 @kernel_jit()
 def weigh_inputs(
-    y: Array, o: Any, x: Array, bits: Array, packed: bool, data: Array, offsets: Array, indptr: Array, at_rest: Array
+    y: Array, start: int, count: int, x: Array, bits: Array, packed: bool, data: Array, offsets: Array, indptr: Array,
+    at_rest: Array,
 ) -> None:
-    """Task: the current of neuron o."""
-    n, target, at = y.shape[1], y.reshape(-1), o * y.shape[1]
-    fill(target, at, n, at_rest[o])
-    if packed:
-        add_spikes(target, at, target, at, n, bits.reshape(-1), 0, offsets, data, indptr[o], indptr[o + 1])
-    else:
-        add_runs(target, at, target, at, n, x.reshape(-1), 0, offsets, data, indptr[o], indptr[o + 1])
+    """Task: the currents of `count` neurons from `start` on."""
+    n, target, real, spikes = y.shape[1], y.reshape(-1), x.reshape(-1), bits.reshape(-1)
+    for o in range(start, min(start + count, y.shape[0])):
+        at = o * n
+        fill(target, at, n, at_rest[o])
+        if packed:
+            add_spikes(target, at, target, at, n, spikes, 0, offsets, data, indptr[o], indptr[o + 1])
+        else:
+            add_runs(target, at, target, at, n, real, 0, offsets, data, indptr[o], indptr[o + 1])
 
 
 @kernel_jit(parallel=True)
@@ -80,14 +100,40 @@ def linear_input_gradient_kernel(dy: Array, data: Array, indices: Array, indptr:
     rows, steps, batch = dy.shape
     check_columns(indices, features)
     gradient, dx = dy.reshape(rows, steps * batch), np.empty((features, steps * batch), dy.dtype)
-    blocks = ceil_div(features, FEATURES)
+    block = block_size(features, rows, indices.size, dx.shape[1] * dx.itemsize)
+    tasks = ceil_div(features, BLOCKS * block)
     if indices.size * steps * batch < SERIAL:
-        for t in range(blocks):
-            gather_features(dx, t, gradient, data, indices, indptr)
+        for t in range(tasks):
+            spread_rows(dx, t, block, gradient, data, indices, indptr)
     else:
-        for t in prange(blocks):
-            gather_features(dx, np.int64(t), gradient, data, indices, indptr)
+        for t in prange(tasks):
+            spread_rows(dx, np.int64(t), block, gradient, data, indices, indptr)
     return dx.reshape(features, steps, batch)
+
+
+@kernel_jit()
+def spread_rows(
+    dx: Array, task: Any, block: int, gradient: Array, data: Array, indices: Array, indptr: Array
+) -> None:
+    """Task: BLOCKS blocks of rows of dx (F, N), one after the other. Row o of dy is added to those it is connected to.
+
+    at[o] is how far the columns of row o are done, in `indices`: they ascend.
+    """
+    (features, n), rows, start = dx.shape, gradient.shape[0], task * BLOCKS * block
+    target, source, at = dx.reshape(-1), gradient.reshape(-1), np.empty(rows, np.int64)
+    for o in range(rows):
+        at[o] = find_column(indices, indptr[o], indptr[o + 1], start) if start > 0 else indptr[o]
+    for f in range(start, min(features, start + BLOCKS * block), block):
+        stop = min(features, f + block)
+        fill(target, f * n, (stop - f) * n, dx.dtype.type(0))
+        for o in range(rows):
+            k, last = at[o], indptr[o + 1]
+            if stop < features:
+                while k < last and indices[k] < stop:
+                    k += 1
+                last = k
+            spread_run(target, n, source, o * n, indices, data, at[o], last)
+            at[o] = last
 
 
 @kernel_jit(parallel=True)
@@ -96,24 +142,36 @@ def linear_weight_gradient_kernel(dy: Array, x: Array, indices: Array, indptr: A
     features, steps, batch = x.shape
     rows, samples = indptr.size - 1, steps * batch
     bits, packed = pack_rows(x.reshape(features, samples))
+    numbers = as_floats(x, dy, packed)
     offsets = row_offsets(indices, features, samples // 8 if packed else samples)
-    ddata = np.empty(indices.size, x.dtype)
+    ddata = np.empty(indices.size, dy.dtype)
     if indices.size * samples < SERIAL:
-        for o in range(rows):
-            dot_inputs(ddata, o, dy, x, bits, packed, offsets, indptr)
+        dot_inputs(ddata, 0, rows, dy, numbers, bits, packed, offsets, indptr)
     else:
-        for o in prange(rows):
-            dot_inputs(ddata, np.int64(o), dy, x, bits, packed, offsets, indptr)
+        for t in prange(ceil_div(rows, ROWS)):
+            dot_inputs(ddata, np.int64(t) * ROWS, ROWS, dy, numbers, bits, packed, offsets, indptr)
     return ddata
 
 
 @kernel_jit()
 def dot_inputs(
-    ddata: Array, o: Any, dy: Array, x: Array, bits: Array, packed: bool, offsets: Array, indptr: Array
+    ddata: Array, start: int, count: int, dy: Array, x: Array, bits: Array, packed: bool, offsets: Array, indptr: Array
 ) -> None:
-    """Task: the active weights of neuron o."""
-    n, gradient, first, last = dy.shape[1] * dy.shape[2], dy.reshape(-1), indptr[o], indptr[o + 1]
-    dot_runs(ddata, 1, 0, gradient, o * n, 0, n, x.reshape(-1), bits.reshape(-1), packed, offsets, first, last, 0, 1, n)
+    """Task: the active weights of `count` neurons from `start` on. Where eight fill vectors, no call stands between."""
+    n, gradient, real, spikes = dy.shape[1] * dy.shape[2], dy.reshape(-1), x.reshape(-1), bits.reshape(-1)
+    filled = WIDE and whole(n, vector(gradient)) == n
+    for o in range(start, min(start + count, dy.shape[0])):
+        k, last = indptr[o], indptr[o + 1]
+        if not filled or last - k < 8:
+            dot_runs(ddata, 1, 0, gradient, o * n, 0, n, real, spikes, packed, offsets, k, last, 0, 1, n)
+            continue
+        while k < last:
+            k = min(k, last - 8)                    # a last group that is not full takes some weights a second time
+            if packed:
+                spike_dots8(ddata, k, 0, gradient, o * n, 0, n, spikes, offsets, k, 0, 1, n)
+            else:
+                dots8(ddata, k, 0, gradient, o * n, 0, n, real, offsets, k, 0, 1, n)
+            k += 8
 
 
 @kernel_jit(parallel=True)
@@ -123,7 +181,7 @@ def linear_weight_gradient_dense_kernel(dy: Array, x: Array) -> Array:
     rows, samples = dy.shape[0], steps * batch
     source, by_sample = x.reshape(features, samples), np.empty((samples, rows), dy.dtype)
     transpose(by_sample, dy.reshape(rows, samples))
-    dense = np.empty((rows, features), x.dtype)
+    dense = np.empty((rows, features), dy.dtype)
     if dense.size * samples // 8 < SERIAL:                                  # most inputs are zero
         for t in range(ceil_div(features, TILE)):
             add_events(dense, t, source, by_sample)
@@ -134,49 +192,21 @@ def linear_weight_gradient_dense_kernel(dy: Array, x: Array) -> Array:
 
 
 @kernel_jit()
-def gather_features(dx: Array, task: Any, gradient: Array, data: Array, indices: Array, indptr: Array) -> None:
-    """Task: FEATURES rows of dx (F, N). Sort the block's weights by feature, stably, and add their rows."""
-    (rows, n), start = gradient.shape, task * FEATURES
-    features = min(dx.shape[0] - start, FEATURES)
-    begin, end = np.empty(rows, np.int64), np.empty(rows, np.int64)         # the block's part of each row
-    first = np.empty(features + 1, np.int64)
-    fill(first, 0, first.size, 0)
-    for o in range(rows):
-        begin[o] = find_column(indices, indptr[o], indptr[o + 1], start)
-        end[o] = find_column(indices, begin[o], indptr[o + 1], start + features)
-        for k in range(begin[o], end[o]):
-            first[indices[k] - start + 1] += 1
-    for f in range(features):
-        first[f + 1] += first[f]
-    weights, row, place = np.empty(first[features], data.dtype), np.empty(first[features], np.int64), first.copy()
-    for o in range(rows):
-        for k in range(begin[o], end[o]):
-            f = indices[k] - start
-            weights[place[f]], row[place[f]] = data[k], o * n
-            place[f] += 1
-    target, source = dx.reshape(-1), gradient.reshape(-1)
-    for f in range(features):
-        at = (start + f) * n
-        fill(target, at, n, dx.dtype.type(0))
-        add_runs(target, at, target, at, n, source, 0, row, weights, first[f], first[f + 1])
-
-
-@kernel_jit()
 def add_events(dense: Array, task: Any, x: Array, by_sample: Array) -> None:
     """Task: dense[:, f] = sum of x[f, n] * by_sample[n] over the n where x[f, n] is not zero, for TILE features.
 
     The n are listed without a branch: none to mispredict. The block is transposed while it is in the cache.
     """
     (features, samples), rows, start = x.shape, by_sample.shape[1], task * TILE
-    values, index = np.empty(samples, x.dtype), np.empty(samples, np.int64)
-    block, source = np.empty((min(features - start, TILE), rows), x.dtype), by_sample.reshape(-1)
+    values, index = np.empty(samples, dense.dtype), np.empty(samples, np.int64)
+    block, source = np.empty((min(features - start, TILE), rows), dense.dtype), by_sample.reshape(-1)
     totals = block.reshape(-1)
     for f in range(block.shape[0]):
         count = 0
         for n in range(samples):
             values[count], index[count] = x[start + f, n], n * rows
             count += x[start + f, n] != 0
-        fill(totals, f * rows, rows, x.dtype.type(0))
+        fill(totals, f * rows, rows, dense.dtype.type(0))
         add_runs(totals, f * rows, totals, f * rows, rows, source, 0, index, values, 0, count)
     transpose(dense[:, start : start + TILE], block)
 
@@ -185,31 +215,56 @@ def add_events(dense: Array, task: Any, x: Array, by_sample: Array) -> None:
 def pack_rows(x: Array) -> tuple[Array, bool]:
     """Spikes (F, N), a bit each: bytes (F, N / 8). False where x holds other numbers or N is no multiple of 8."""
     features, samples = x.shape
-    bits, spikes = np.empty((features, samples // 8), np.uint8), np.empty(features, np.bool_)
+    bits, tasks = np.empty((features, samples // 8), np.uint8), ceil_div(x.size, PACK)
     if samples % 8 != 0:
         return bits, False
-    flat, numbers = bits.reshape(-1), x.reshape(-1)
-    if x.size < SERIAL:
-        for f in range(features):
-            spikes[f] = pack_spikes(flat, f * (samples // 8), numbers, f * samples, samples)
-    else:
-        for f in prange(features):
-            spikes[f] = pack_spikes(flat, f * (samples // 8), numbers, f * samples, samples)
+    flat, numbers, spikes = bits.reshape(-1), x.reshape(-1), np.empty(tasks, np.bool_)
+    if features > 0 and not pack_spikes(flat, 0, numbers, 0, samples):          # real numbers show in the first row
+        return bits, False
+    if x.size < 8 * PACK:
+        return bits, pack_spikes(flat, 0, numbers, 0, x.size)
+    for t in prange(tasks):
+        spikes[t] = pack_part(flat, numbers, np.int64(t) * PACK)
     packed = True
-    for f in range(features):
-        packed &= spikes[f]
+    for t in range(tasks):
+        packed &= spikes[t]
     return bits, packed
+
+
+@kernel_jit()
+def pack_part(bits: Array, x: Array, start: Any) -> bool:
+    """Task: PACK numbers from `start` on, or what is left of them."""
+    return pack_spikes(bits, start // 8, x, start, min(PACK, x.size - start))
+
+
+def as_floats(x: Array, like: Array, packed: bool) -> Array:
+    """x (F, T, B) itself, or in the dtype of `like` where it has another; nothing then if it is packed."""
+    if x.dtype == like.dtype:
+        return x
+    return np.empty((0, 0, 0), like.dtype) if packed else x.astype(like.dtype)
+
+
+@overload(as_floats)
+def _as_floats(x, like, packed):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    if x.dtype == like.dtype:
+        return lambda x, like, packed: x                                            # noqa: ARG005
+    return lambda x, like, packed: np.empty((0, 0, 0), like.dtype) if packed else x.astype(like.dtype)
 
 
 @njit(cache=True)
 def row_offsets(indices: Array, features: int, run: int) -> Array:
     """Where the run of each column starts. Raises IndexError where a column lies beyond the input's features."""
+    check_columns(indices, features)
     offsets = np.empty(indices.size, np.int64)
     for k in range(indices.size):
-        if not 0 <= indices[k] < features:
-            raise IndexError("a column of the weight lies beyond the input's features")
         offsets[k] = np.int64(indices[k]) * run
     return offsets
+
+
+@njit(cache=True)
+def block_size(features: int, rows: int, weights: int, run: int) -> int:
+    """Input features of a block: PART weights of a row, on average, as far as BLOCK bytes hold so many runs."""
+    return max(1, min(BLOCK // max(run, 1), PART * rows * features // max(weights, 1)))
 
 
 @njit(cache=True)
@@ -227,10 +282,12 @@ def find_column(indices: Array, first: int, last: int, column: int) -> int:
 
 @njit(cache=True)
 def check_columns(indices: Array, features: int) -> None:
-    """Raise IndexError where a column lies beyond the input's features."""
+    """Raise IndexError where a column lies beyond the input's features. No branch: vectors of columns are compared."""
+    within = True
     for k in range(indices.size):
-        if not 0 <= indices[k] < features:
-            raise IndexError("a column of the weight lies beyond the input's features")
+        within &= (indices[k] >= 0) & (indices[k] < features)
+    if not within:
+        raise IndexError("a column of the weight lies beyond the input's features")
 
 
 @njit(cache=True)
@@ -241,3 +298,58 @@ def transpose(target: Array, source: Array) -> None:
             for q in range(n, min(target.shape[1], n + TILE)):
                 for p in range(m, min(target.shape[0], m + TILE)):
                     target[p, q] = source[q, p]
+
+
+def _spread_run(
+    target: Array, n: int, x: Array, at: int, indices: Array, weights: Array, first: int, last: int
+) -> None:
+    """target[indices[k] n + m] += weights[k] * x[at + m] for every k in first..last and m in 0..n."""
+    for k in range(first, last):
+        for m in range(n):
+            target[indices[k] * n + m] += weights[k] * x[at + m]
+
+
+def _spreading() -> Any:
+    """The intrinsic of `spread_run`: vectors of the run are held in registers while k moves on."""
+
+    def add_all(b: Any, v: Any, args: Any, m: Any, count: int) -> None:
+        """Add `count` vectors of the run from m on to each target; 0: the number at m alone."""
+        target, n, x, indices, weights, first, last = args
+        load, store, repeat = (v.load, v.store, v.repeat) if count else (b.load, b.store, lambda number: number)
+        shifts = [i * v.size for i in range(max(count, 1))]
+        held = [load(v.move(b.gep(x, [m]), shift)) for shift in shifts]
+        with cgutils.for_range_slice(b, first, last, I64(1)) as (k, _):
+            row, weight = b.sext(b.load(b.gep(indices, [k])), n.type), repeat(b.load(b.gep(weights, [k])))
+            place = b.gep(target, [b.add(b.mul(row, n), m)])
+            for part, shift in zip(held, shifts, strict=True):
+                here = v.move(place, shift)
+                store(b.fadd(b.fmul(part, weight, flags=FUSED), load(here), flags=FUSED), here)
+
+    def body(b: Any, v: Any, args: Any) -> None:
+        n, done, count = args[1], I64(0), HELD
+        while count:
+            stop = b.and_(n, I64(-count * v.size))
+            with cgutils.for_range_slice(b, done, stop, I64(count * v.size)) as (m, _):
+                add_all(b, v, args, m, count)
+            done, count = stop, count // 2
+        with cgutils.for_range_slice(b, done, n, I64(1)) as (m, _):             # what fills no vector
+            add_all(b, v, args, m, 0)
+
+    @intrinsic
+    def spread(
+        _context: Any, target: Any, _n: Any, x: Any, _at: Any, indices: Any, weights: Any, _first: Any, _last: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            v = Vectors(context, builder, target.dtype)
+            starts = [v.pointer(array, args[i], I64(0)) for array, i in ((target, 0), (indices, 4), (weights, 5))]
+            values = [starts[0], args[1], v.pointer(x, args[2], args[3]), *starts[1:], args[6], args[7]]
+            v.call("refsnn_spread", values, lambda b, own: body(b, Vectors(context, b, target.dtype), own))
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(target, i, x, i, indices, weights, i, i), generate
+
+    return spread
+
+
+spread_run = _spreading() if WIDE else _spread_run

@@ -13,9 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from refsnn.ops.kernels.blocks import kernel_jit
+
 Array = npt.NDArray[Any]
 
 LANES = 64
+SERIAL = 2**17      # numbers below which one thread works alone: to start the others costs more
 
 
 @njit(cache=True)
@@ -28,7 +31,7 @@ def _total(lanes: Array) -> float:
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def _mean_and_variance(x: Array) -> tuple[float, float]:
+def mean_and_variance(x: Array) -> tuple[float, float]:
     """Mean and biased variance of x (n,), in float64."""
     lanes = np.zeros(LANES, np.float64)
     whole = x.size // LANES * LANES
@@ -50,28 +53,40 @@ def _mean_and_variance(x: Array) -> tuple[float, float]:
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def _normalise(y: Array, x: Array, gamma: float, beta: float, mean: float, var: float, eps: float) -> None:
-    """y = gamma (x - mean) / sqrt(var + eps) + beta for one channel (n,)."""
+def normalise(y: Array, x: Array, gamma: float, beta: float, mean: float, var: float, eps: float) -> None:
+    """y = gamma (x - mean) / sqrt(var + eps) + beta for numbers of one channel, (n,)."""
     scale = gamma / np.sqrt(var + x.dtype.type(eps))
     for i in range(x.size):
         y[i] = (x[i] - mean) * scale + beta
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath={"contract"})
+@kernel_jit(parallel=True, error_model="numpy", fastmath={"contract"})
 def batch_norm_forward_kernel(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
     """Kernel of `batch_norm_forward`."""
     channels = x.shape[0]
     y, mean, var = np.empty_like(x), np.empty(channels, x.dtype), np.empty(channels, x.dtype)
     source, target = x.reshape((channels, x.size // channels)), y.reshape((channels, x.size // channels))
-    for c in prange(channels):
-        m, v = _mean_and_variance(source[c])
-        mean[c], var[c] = m, v
-        _normalise(target[c], source[c], gamma[c], beta[c], mean[c], var[c], eps)
+    if x.size < SERIAL:
+        for c in range(channels):
+            forward_channel(target, source, c, gamma, beta, mean, var, eps)
+    else:
+        for c in prange(channels):
+            forward_channel(target, source, np.int64(c), gamma, beta, mean, var, eps)
     return y, mean, var
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def _sums(dy: Array, x: Array, mean: float, r: float) -> tuple[float, float]:
+def forward_channel(
+    y: Array, x: Array, c: Any, gamma: Array, beta: Array, mean: Array, var: Array, eps: float
+) -> None:
+    """Task: channel c of x (C, n); its statistics are entered."""
+    m, v = mean_and_variance(x[c])
+    mean[c], var[c] = m, v
+    normalise(y[c], x[c], gamma[c], beta[c], mean[c], var[c], eps)
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def sums(dy: Array, x: Array, mean: float, r: float) -> tuple[float, float]:
     """Sum of dy and of dy x_hat over one channel (n,), in float64."""
     plain, weighted = np.zeros(LANES, np.float64), np.zeros(LANES, np.float64)
     whole = x.size // LANES * LANES
@@ -85,7 +100,7 @@ def _sums(dy: Array, x: Array, mean: float, r: float) -> tuple[float, float]:
     return _total(plain), _total(weighted)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath={"contract"})
+@kernel_jit(parallel=True, error_model="numpy", fastmath={"contract"})
 def batch_norm_backward_kernel(
     dy: Array, x: Array, mean: Array, var: Array, gamma: Array, eps: float
 ) -> tuple[Array, Array, Array]:
@@ -93,18 +108,33 @@ def batch_norm_backward_kernel(
     channels = x.shape[0]
     n = x.size // channels
     dx, dgamma, dbeta = np.empty_like(x), np.empty(channels, x.dtype), np.empty(channels, x.dtype)
-    gradients, source, target = dy.reshape((channels, n)), x.reshape((channels, n)), dx.reshape((channels, n))
-    one, count, small = x.dtype.type(1), x.dtype.type(n), x.dtype.type(eps)
-    for c in prange(channels):
-        m, r = mean[c], one / np.sqrt(var[c] + small)
-        dbeta[c], dgamma[c] = _sums(gradients[c], source[c], m, r)
-        scale, shift, tilt = gamma[c] * r, dbeta[c] / count, dgamma[c] / count * r
-        for i in range(n):
-            target[c, i] = scale * (gradients[c, i] - shift - (source[c, i] - m) * tilt)
+    source, target, gradients = x.reshape((channels, n)), dx.reshape((channels, n)), dy.reshape((channels, n))
+    if x.size < SERIAL:
+        for c in range(channels):
+            target[c] = gradients[c]
+            backward_channel(target, source, c, mean, var, gamma, eps, dgamma, dbeta)
+    else:
+        for c in prange(channels):
+            target[c] = gradients[c]
+            backward_channel(target, source, np.int64(c), mean, var, gamma, eps, dgamma, dbeta)
     return dx, dgamma, dbeta
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath={"contract"})
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def backward_channel(
+    g: Array, x: Array, c: Any, mean: Array, var: Array, gamma: Array, eps: float, dgamma: Array, dbeta: Array
+) -> None:
+    """Task: channel c of g (C, n), which holds dy and becomes dx, in place."""
+    one, count, small = x.dtype.type(1), x.dtype.type(x.shape[1]), x.dtype.type(eps)
+    m, r = mean[c], one / np.sqrt(var[c] + small)
+    dbeta[c], dgamma[c] = sums(g[c], x[c], m, r)
+    scale, shift, tilt = gamma[c] * r, dbeta[c] / count, dgamma[c] / count * r
+    own, source = g[c], x[c]
+    for i in range(own.size):
+        own[i] = scale * (own[i] - shift - (source[i] - m) * tilt)
+
+
+@kernel_jit(parallel=True, error_model="numpy", fastmath={"contract"})
 def batch_norm_inference_kernel(
     x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, eps: float
 ) -> Array:
@@ -112,6 +142,10 @@ def batch_norm_inference_kernel(
     channels = x.shape[0]
     y = np.empty_like(x)
     source, target = x.reshape((channels, x.size // channels)), y.reshape((channels, x.size // channels))
-    for c in prange(channels):
-        _normalise(target[c], source[c], gamma[c], beta[c], running_mean[c], running_var[c], eps)
+    if x.size < SERIAL:
+        for c in range(channels):
+            normalise(target[c], source[c], gamma[c], beta[c], running_mean[c], running_var[c], eps)
+    else:
+        for c in prange(channels):
+            normalise(target[c], source[c], gamma[c], beta[c], running_mean[c], running_var[c], eps)
     return y

@@ -1,0 +1,89 @@
+"""Batch norm and the neuron in one: two operations done as one pass over memory, which keep less than the two.
+
+    forward    z = batch norm of x, s = spikes of z              only s leaves, a byte each; z and h are not kept
+    backward   z and h are computed again from x; then the gradient of `lif_forward`, then that of batch norm
+
+Nothing new is computed here: the definitions below call those of `norm.py`, `neuron.py` and `surrogate.py` one after
+the other, and the kernels give, bit for bit, what the kernels of those give. A run uses them where nothing is recorded
+and no definition is read (`refsnn/fusion.py`). Without gamma there is no batch norm and z is x.
+
+| Parameter | Meaning |
+|---|---|
+| x | (C, ...), T and B last: input of batch norm, for instance a convolution's output |
+| gamma, beta | (C,) scale and shift of batch norm, or None for both: no batch norm |
+| eps | as in `norm.py` |
+| decay, gain, bias, v_threshold, v_reset, reset_amount, v_init | of the neuron, as in the table of `neuron.py` |
+| reset, compare, form, detach_reset | the same |
+| spikes | (0,) an empty array; its dtype, uint8 or that of x, is that of the spikes |
+| surrogate, alpha | whose derivative stands in for the step's, `surrogate.py`; only those without an exponential |
+"""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from refsnn.ops.neuron import Compare, Form, Reset, lif_backward, lif_forward
+from refsnn.ops.norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
+from refsnn.ops.surrogate import SURROGATES
+from refsnn.twin import op
+
+Array = npt.NDArray[Any]
+Slope = Literal["triangle", "rectangle", "arctan", "fast_sigmoid"]
+SLOPES: tuple[str, ...] = get_args(Slope)
+
+
+@op(kernel="fused:norm_lif_forward_kernel", agree="sum")
+def norm_lif_forward(
+    x: Array, gamma: Array | None, beta: Array | None, eps: float, decay: float, gain: float, bias: float,
+    v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: Reset, compare: Compare, form: Form,
+    spikes: Array,
+) -> tuple[Array, Array, Array]:
+    """Spikes of the batch-normalised input, eqs. (5)-(7), with the statistics of this batch.
+
+    Returns s (C, ...) of the dtype of `spikes`, and mean and var (C,) as `batch_norm_forward` does, or (0,) without.
+    Parameters: the module's table. Raises ValueError as `lif_forward`.
+    """
+    z, mean, var = x, np.empty(0, x.dtype), np.empty(0, x.dtype)
+    if gamma is not None and beta is not None:
+        z, mean, var = batch_norm_forward.definition(x, gamma, beta, eps)
+    s, _ = lif_forward.definition(z, decay, gain, bias, v_threshold, v_reset, reset_amount, v_init, reset, compare,
+                                  form)
+    return s.astype(spikes.dtype), mean, var
+
+
+@op(kernel="fused:norm_lif_inference_kernel", agree="sum")
+def norm_lif_inference(
+    x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float, decay: float, gain: float, bias: float,
+    v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: Reset, compare: Compare, form: Form,
+    spikes: Array,
+) -> Array:
+    """The same with given statistics, the running ones: mean and var (C,). Returns s (C, ...)."""
+    z = batch_norm_inference.definition(x, gamma, beta, mean, var, eps)
+    s, _ = lif_forward.definition(z, decay, gain, bias, v_threshold, v_reset, reset_amount, v_init, reset, compare,
+                                  form)
+    return s.astype(spikes.dtype)
+
+
+@op(kernel="fused:norm_lif_backward_kernel", agree="sum")
+def norm_lif_backward(
+    ds: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float, decay: float,
+    gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: Reset,
+    compare: Compare, form: Form, detach_reset: bool, surrogate: Slope, alpha: float,
+) -> tuple[Array, Array, Array]:
+    """From the gradient of the spikes to those of x, gamma and beta.
+
+    ds         (C, ...)   gradient of the spikes
+    mean, var  (C,)       as `norm_lif_forward` returned them
+    Returns dx (C, ...), dgamma, dbeta (C,), the latter two (0,) without batch norm. Parameters: the module's table.
+    """
+    z = x
+    if gamma is not None and beta is not None:
+        z = batch_norm_inference.definition(x, gamma, beta, mean, var, eps)     # normalised as it was
+    s, h = lif_forward.definition(z, decay, gain, bias, v_threshold, v_reset, reset_amount, v_init, reset, compare,
+                                  form)
+    slope = SURROGATES[surrogate].derivative.definition(h - h.dtype.type(v_threshold), alpha)
+    dz = lif_backward.definition(ds, h, s, slope, decay, gain, v_reset, reset_amount, reset, detach_reset)
+    if gamma is None:
+        return dz, np.empty(0, x.dtype), np.empty(0, x.dtype)
+    return batch_norm_backward.definition(dz, x, mean, var, gamma, eps)

@@ -1,0 +1,144 @@
+"""ops/fused.py: the same bits as its parts one after the other, and a network that runs layer by layer is no other."""
+
+import numba
+import numpy as np
+import pytest
+
+from refsnn import config, twin
+from refsnn.fusion import Pair, grouped
+from refsnn.models import build
+from refsnn.ops.fused import SLOPES, norm_lif_backward, norm_lif_forward, norm_lif_inference
+from refsnn.ops.join import join
+from refsnn.ops.loss import LOSSES
+from refsnn.ops.neuron import NEURONS, lif_backward, lif_forward
+from refsnn.ops.norm import batch_norm_backward, batch_norm_forward
+from refsnn.ops.surrogate import SURROGATES
+from refsnn.rng import stream
+from refsnn.trace import NO_RECORD, Recorder
+
+needs_jit = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="NUMBA_DISABLE_JIT=1: there are no kernels")
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+SHAPES = [(5, 3, 4, 3, 16), (70, 3, 2, 3, 5), (1, 1, 1, 1, 1), (7, 1, 1, 4, 33), (200, 4, 8), (40, 40, 8, 2, 16)]
+
+
+def given(shape, dtype, name, normed):
+    """Input, gradient of the spikes, gamma and beta, the neuron and its parameters."""
+    rng = np.random.default_rng(0)
+    x, ds = (rng.standard_normal((2, *shape)) * 1.5).astype(dtype)
+    n = NEURONS[name]
+    parameters = (n.decay, n.gain, n.bias, n.v_threshold, n.v_reset, n.reset_amount, n.v_init, n.reset, n.compare,
+                  n.form)
+    return x, ds, tuple(rng.uniform(0.5, 2, (2, shape[0])).astype(dtype)) if normed else (None, None), n, parameters
+
+
+def apart(x, ds, norm, n, parameters, surrogate):
+    """What the kernels of the parts give: s, mean, var, dx, dgamma, dbeta."""
+    none = np.empty(0, x.dtype)
+    z, mean, var = batch_norm_forward.run_kernel(x, *norm, 1e-5) if norm[0] is not None else (x, none, none)
+    s, h = lif_forward.run_kernel(z, *parameters)
+    slope = SURROGATES[surrogate].derivative.run_kernel(h - x.dtype.type(n.v_threshold), SURROGATES[surrogate].alpha)
+    dz = lif_backward.run_kernel(ds, h, s, slope, n.decay, n.gain, n.v_reset, n.reset_amount, n.reset, n.detach_reset)
+    if norm[0] is None:
+        return s, mean, var, dz, none, none
+    return (s, mean, var, *batch_norm_backward.run_kernel(dz, x, mean, var, norm[0], 1e-5))
+
+
+@needs_jit
+@dtypes
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NEURONS)
+def test_fused_kernels_give_the_bits_of_their_parts(name, shape, normed, dtype) -> None:
+    x, ds, norm, n, parameters = given(shape, dtype, name, normed)
+    for k, surrogate in enumerate(SLOPES):
+        s, mean, var, *gradients = apart(x, ds, norm, n, parameters, surrogate)
+        spikes = np.empty(0, np.uint8 if k % 2 else dtype)
+        forward = norm_lif_forward.run_kernel(x, *norm, 1e-5, *parameters, spikes)
+        assert forward[0].dtype == spikes.dtype
+        backward = norm_lif_backward.run_kernel(ds, x, *norm, mean, var, 1e-5, *parameters, n.detach_reset, surrogate,
+                                                SURROGATES[surrogate].alpha)
+        for got, expected in zip((*forward, *backward), (s, mean, var, *gradients), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        if normed:
+            again = norm_lif_inference.run_kernel(x, *norm, mean, var, 1e-5, *parameters, spikes)
+            np.testing.assert_array_equal(again, s)
+
+
+@dtypes
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("name", ["paper", "snntorch", "norse", "spikingjelly_soft"])
+def test_twins_agree(name, normed, dtype) -> None:
+    x, ds, norm, n, parameters = given((4, 2, 3, 3, 5), dtype, name, normed)
+    x = x * 7                           # Norse's neurons take a tenth of it
+    with twin.backend("both"):
+        s, mean, var = norm_lif_forward(x, *norm, 1e-5, *parameters, np.empty(0, np.uint8))
+        assert s.dtype == np.uint8
+        assert 0 < s.mean() < 1
+        for surrogate in SLOPES:
+            norm_lif_backward(ds, x, *norm, mean, var, 1e-5, *parameters, n.detach_reset, surrogate,
+                              SURROGATES[surrogate].alpha)
+        if normed:
+            np.testing.assert_array_equal(
+                norm_lif_inference(x, *norm, mean, var, 1e-5, *parameters, np.empty(0, dtype)), s)
+
+
+def test_the_form_that_contains_its_reset_is_refused_without_it() -> None:
+    x, _, norm, _, parameters = given((2, 3, 4), np.float32, "snntorch", True)
+    wrong = (*parameters[:7], "hard", *parameters[8:])
+    for backend in ("numpy", "numba"):
+        with twin.backend(backend), pytest.raises(ValueError, match="needs reset soft"):
+            norm_lif_forward(x, *norm, 1e-5, *wrong, np.empty(0, np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2, 2, 3), (64, 32, 16, 2, 16)])
+def test_a_join_adds_bytes_as_it_adds_floats(shape) -> None:
+    rng = np.random.default_rng(0)
+    along, beside = rng.standard_normal(shape).astype(np.float32), (rng.random(shape) < 0.3).astype(np.uint8)
+    for backend in ("numpy", "numba"):
+        with twin.backend(backend):
+            y = join(along, beside)
+            assert y.dtype == np.float32
+            np.testing.assert_array_equal(y, along + beside.astype(np.float32))
+            np.testing.assert_array_equal(join(along, along), along + along)
+
+
+CHAINS = ["4C3 MP2 6C3/nonorm AP2 FC8 FC VOTE2", "4C3 6R 8Rs2 GAP FC12 FC", "4C3/nolif 4C3s2 DP0.3 FC"]
+
+
+def network_of(text, *overrides):
+    keys = config.loads("", ["model.name=layers", f'model.layers="{text}"', "structure.density=0.5",
+                             "structure.fan=active", "dtype=float64", *overrides])
+    return build(keys, (2, 8, 8), 3)
+
+
+def results(network, x, training, rec):
+    """Logits, gradients, and what a step would commit."""
+    logits, caches = network.forward(x, training, lambda name: stream(0, name), rec)
+    if not training:
+        return [logits]
+    gradients = network.backward(LOSSES["tet"](logits, np.array([0, 1, 2, 1]))[1], caches, rec)
+    network.commit(caches)
+    return [logits, *gradients.values(), *(a for n in network.norms for a in (n.running_mean, n.running_var))]
+
+
+@needs_jit
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("text", CHAINS)
+def test_a_network_gives_the_same_bits_fused_and_layer_by_layer(text, training) -> None:
+    x = np.random.default_rng(0).random((2, 8, 8, 3, 4))
+    fused, recorded = (results(network_of(text), x, training, rec) for rec in (NO_RECORD, Recorder()))
+    for a, b in zip(fused, recorded, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@needs_jit
+def test_what_is_fused() -> None:
+    def pairs(text, *overrides):
+        return [one for one in grouped(network_of(text, *overrides).layers, NO_RECORD) if isinstance(one, Pair)]
+
+    assert [(one.width, one.compact) for one in pairs(CHAINS[0])] == [(2, True), (1, False), (1, True)]
+    assert [(one.width, one.compact) for one in pairs(CHAINS[1])] == [(2, True), (1, True), (1, False), (1, True)]
+    assert pairs(CHAINS[0], "neuron.surrogate=erf") == [], "an exponential has no kernel"
+    with twin.backend("both"):
+        assert pairs(CHAINS[0]) == [], "definitions are compared layer by layer"
+    assert not any(isinstance(one, Pair) for one in grouped(network_of(CHAINS[0]).layers, Recorder()))
