@@ -102,7 +102,8 @@ class Conv2d:
         y[o, h, w] = b[o] + sum over the active (c, i, j) of W[o, c, i, j] x[c, s h + i - p, s w + j - p]
 
     The synaptic current (M*W) x of eq. (5). Weight (C_out, C_in, kH, kW), bias (C_out,) or None. `first`: nobody needs
-    the gradient of its input, the data; it is computed only to be recorded.
+    the gradient of its input, the data; it is computed only to be recorded. `execution`: "sparse", "dense", or "auto",
+    whichever is faster at the weight's density (`executed`).
     """
 
     name: str
@@ -111,6 +112,17 @@ class Conv2d:
     stride: int = 1
     padding: int = 0
     first: bool = False
+    execution: str = "auto"
+
+    def executed(self, operation: conv.Timed, samples: int) -> conv.Execution:
+        """How the kernel of one operation goes about its work with that many samples, T B.
+
+        Inputs are taken for spikes, except the data: the choice must not depend on how a run happens to hold them.
+        """
+        w = self.weight
+        shape = (w.rows, w.shape[1])
+        faster = conv.prefer_dense(operation, w.density, shape, samples, self.stride, spikes=not self.first)
+        return "dense" if self.execution == "dense" or (self.execution == "auto" and faster) else "sparse"
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -131,23 +143,27 @@ class Conv2d:
     def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, x)."""
         w = self.weight
-        y = conv.conv2d_forward(x, w.data, w.indices, w.indptr, self.bias, self.kernel_size, self.stride, self.padding)
+        y = conv.conv2d_forward(x, w.data, w.indices, w.indptr, self.bias, self.kernel_size, self.stride, self.padding,
+                                self.executed("forward", x.shape[-2] * x.shape[-1]))
         rec.samples(f"forward/{self.name}/y", y)
         return y, x
 
     def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, gradients)."""
         x, w, geometry = cache, self.weight, (self.kernel_size, self.stride, self.padding)
+        samples = x.shape[-2] * x.shape[-1]
         gradients = _weight_gradients(
             self.name, w,
-            lambda: conv.conv2d_weight_gradient(dy, x, w.indices, w.indptr, *geometry),
+            lambda: conv.conv2d_weight_gradient(dy, x, w.indices, w.indptr, *geometry,
+                                                self.executed("weight gradient", samples)),
             (lambda: conv.conv2d_weight_gradient_dense(dy, x, *geometry)) if dense else None,
             rec,
         )
         _add_bias_gradient(gradients, self.name, self.bias, dy, rec)
         if self.first and not rec.active:
             return np.zeros_like(x[:0]), gradients
-        dx = conv.conv2d_input_gradient(dy, w.data, w.indices, w.indptr, x.shape[:3], *geometry)
+        dx = conv.conv2d_input_gradient(dy, w.data, w.indices, w.indptr, x.shape[:3], *geometry,
+                                        self.executed("input gradient", samples))
         rec.samples(f"backward/{self.name}/dx", dx)
         return dx, gradients
 

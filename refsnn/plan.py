@@ -66,7 +66,8 @@ class Plan:
         self._check_size(name)
         start = self._bias(name, filters) if bias else None
         first, self.at_input = self.at_input, False
-        self._makers.append(lambda w: Conv2d(name, w[f"{name}.weight"], start, stride, padding, first))
+        how = self.config.structure.execution
+        self._makers.append(lambda w: Conv2d(name, w[f"{name}.weight"], start, stride, padding, first, how))
 
     def linear(self, name: str, features: int, bias: bool = True) -> None:
         """Append a linear layer, behind maps with a flattening before it."""
@@ -167,6 +168,8 @@ def _pool(name: str, kind: str, numbers: list[int], shape: Shape) -> Layer:
     if len(shape) != 3 or (kind == "global" and shape[1] != shape[2]):
         raise UserError(f"layer {name}: pooling needs {'square ' * (kind == 'global')}maps, and is given {shape}")
     if kind == "max":
+        if numbers[0] > 16:
+            raise UserError(f"layer {name}: a max pool takes windows of at most 16 x 16, got {numbers[0]}; use AP")
         return MaxPool2d(name, numbers[0])
     return AvgPool2d(name, shape[1] if kind == "global" else numbers[0])
 

@@ -164,6 +164,9 @@ class StructureConfig:
         "dense", "", "Inputs counted for the initial scale: all of the dense layer, or the active ones (choice p)."
     )
     start: str = key("", "", "Npz file of given weights and masks to start from; empty: draw them.")
+    execution: Literal["auto", "sparse", "dense"] = key(
+        "auto", "", "Whether kernels run convolutions by active weights or by all places; auto: by density and shape."
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from refsnn.evaluate import Evaluation, synapses
 from refsnn.layers import Conv2d, Layer, Linear, Spiking
 from refsnn.metrics import PICOJOULE_PER_MAC, PICOJOULE_PER_SOP
 from refsnn.models import Network, complete
+from refsnn.ops.conv import Timed
 from refsnn.schema import Config
 from refsnn.trace import Record
 from refsnn.train import State, start
@@ -84,7 +85,7 @@ def configuration(name: str, config: Config, data: Dataset, about: str) -> list[
         f"data      {about}",
         f"network   {config.model.name}: input {shape_text(state.network.input_shape)}, T = {config.encode.steps}",
         "",
-        *layers(state.network, config.encode.steps),
+        *layers(state.network, config.encode.steps, config.encode.steps * config.train.batch),
         "",
         *memory(state),
         "",
@@ -97,8 +98,16 @@ def tested_on(config: Config) -> str:
     return "validation" if config.data.validation > 0 else "test"
 
 
-def layers(network: Network, steps: int) -> list[str]:
-    """Every layer with its output, its weights and its multiply-adds per sample over all time steps."""
+def executions(layer: Conv2d | Linear, samples: int) -> str:
+    """How kernels run a sparse layer: by its active weights, or what of it by all places of the weight."""
+    if isinstance(layer, Linear):
+        return "sparse"
+    dense = [one for one in get_args(Timed) if layer.executed(one, samples) == "dense"]
+    return "sparse" if not dense else "dense" if len(dense) == 3 else f"dense {', '.join(dense)}"
+
+
+def layers(network: Network, steps: int, samples: int) -> list[str]:
+    """Every layer: output, weights, multiply-adds per sample over all steps, how kernels run it with T B `samples`."""
     shapes, rows = network.input_shapes(), []
     total = [0] * 5
     for layer in network.leaves:
@@ -109,17 +118,19 @@ def layers(network: Network, steps: int) -> list[str]:
             w = layer.weight
             operations = [steps * n for n in synapses(Network([layer], shapes[layer.name]))]
             rows.append([layer.name, f"{kind} {shape_text(w.shape)}", output, f"{w.nnz:,}", f"{w.size:,}",
-                         f"{w.density:.4f}", f"{others:,}" if others else "", *(f"{n:,}" for n in operations)])
+                         f"{w.density:.4f}", f"{others:,}" if others else "", *(f"{n:,}" for n in operations),
+                         executions(layer, samples)])
             counted = [w.nnz, w.size, others, *operations]
         else:
-            rows.append([layer.name, kind, output, "", "", "", f"{others:,}" if others else "", "", ""])
+            rows.append([layer.name, kind, output, "", "", "", f"{others:,}" if others else "", "", "", ""])
             counted = [0, 0, others, 0, 0]
         total = [a + b for a, b in zip(total, counted, strict=True)]
     active, size, others, busy, dense = total
     rows.append(["total", "", "", f"{active:,}", f"{size:,}", f"{active / size:.4f}",
-                 *(f"{n:,}" for n in (others, busy, dense))])
-    head = ["layer", "kind", "output", "active", "weights", "density", "bias, norm", "MACs active", "MACs dense"]
-    return [*table(head, rows, left=(0, 1, 2)),
+                 *(f"{n:,}" for n in (others, busy, dense)), ""])
+    head = ["layer", "kind", "output", "active", "weights", "density", "bias, norm", "MACs active", "MACs dense",
+            "executed"]
+    return [*table(head, rows, left=(0, 1, 2, 9)),
             f"MACs: multiply-adds of one sample over {steps} steps if no input were 0; spikes make them fewer."]
 
 

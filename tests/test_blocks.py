@@ -1,11 +1,11 @@
-"""ops/kernels/blocks.py: what runs in vector registers against the same sums in NumPy, and the key of the cache."""
+"""ops/kernels/blocks: what runs in vector registers against the same sums in NumPy, and the key of the cache."""
 
 import numba
 import numpy as np
 import pytest
 
 from refsnn.ops.kernels import blocks, conv
-from refsnn.ops.kernels.blocks import sums, vectors
+from refsnn.ops.kernels.blocks import dense, sums, vectors
 
 JIT = not numba.config.DISABLE_JIT
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -70,6 +70,54 @@ def add_runs(target, at, base, start, n, x, shift, offsets, weights, first, last
 @numba.njit
 def add_spikes(target, at, base, start, n, bits, shift, offsets, weights, first, last):
     blocks.add_spikes(target, at, base, start, n, bits, shift, offsets, weights, first, last)
+
+
+@dtypes
+@pytest.mark.parametrize("vectors_", [1, 3, 16, 19, 35])
+@pytest.mark.parametrize("stream", [False, True])
+def test_sums_for_several_filters(dtype, vectors_, stream):
+    """Next to each other and apart, past the caches and not, against the plain twin."""
+    size = vectors.length(np.dtype(dtype).itemsize)
+    n, filters = vectors_ * size, 3
+    x, bits, offsets, gradient = runs(dtype, 600)
+    bounds, base, weights = np.array([0, 5, 5, 13], np.int32), gradient[1][:filters].copy(), gradient[0]
+    for apart in (size, 3 * size):
+        spread = vectors_ * apart
+        for operation, plain, source, places in ((sum_runs, sums._sum(sums._add_runs), x, offsets),
+                                                 (sum_spikes, sums._sum(sums._add_spikes), bits, offsets // 8)):
+            got, truth = (blocks.empty(filters * spread + 64, np.dtype(dtype)) for _ in range(2))    # starts at a line
+            got[:] = truth[:] = 7
+            args = (spread, apart, base, n, source, 0, places, 0, weights, bounds, 1, 0, filters, stream)
+            operation(got, size, *args)
+            plain(truth, size, *args)
+            np.testing.assert_allclose(got, truth, rtol=0, atol=50 * np.finfo(dtype).eps)
+
+
+@numba.njit
+def sum_runs(target, at, spread, apart, base, n, x, shift, places, place, weights, bounds, step, first, last, stream):
+    blocks.sum_runs(target, at, spread, apart, base, n, x, shift, places, place, weights, bounds, step, first, last,
+                    stream)
+
+
+@numba.njit
+def sum_spikes(target, at, spread, apart, base, n, x, shift, places, place, weights, bounds, step, first, last, stream):
+    blocks.sum_spikes(target, at, spread, apart, base, n, x, shift, places, place, weights, bounds, step, first, last,
+                      stream)
+
+
+@dtypes
+def test_spikes_of_four_channels_in_a_byte(dtype):
+    x, _, _, _ = runs(dtype, 8)
+    for spikes in (x, x.astype(np.uint8)):
+        merged = np.zeros(100, np.uint8)
+        for c in range(4):
+            assert dense.merge_spikes(merged, 0, spikes, 7 + 100 * c, 100, 1 << c)
+        truth = sum(spikes[7 + 100 * c : 107 + 100 * c].astype(int) << c for c in range(4))
+        np.testing.assert_array_equal(merged, truth)
+        for place in (0, 99):
+            other = spikes.copy()
+            other[7 + place] = 3
+            assert not dense.merge_spikes(merged, 0, other, 7, 100, 1)
 
 
 @dtypes

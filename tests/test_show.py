@@ -66,25 +66,37 @@ def brute_force_macs(shape: tuple[int, ...], weight: np.ndarray, padding: int) -
 
 def test_layers_count_weights_and_multiply_adds() -> None:
     state, _ = prepared()
-    lines = show.layers(state.network, 2)
+    lines = show.layers(state.network, 2, 4)
     masks = {name: weight.mask() for name, weight in state.network.weights.items()}
     conv2 = masks["conv2.weight"]
     active, dense = (2 * brute_force_macs((4, 4, 4), m, 1) for m in (conv2, np.ones_like(conv2)))
     row = cells(lines, "conv2")
     assert row[1:] == ["Conv2d", "8×4×3×3", "8×4×4", str(conv2.sum()), "288", f"{conv2.mean():.4f}", f"{active:,}",
-                       f"{dense:,}"]
+                       f"{dense:,}", "dense", "weight", "gradient"]
     fc1 = masks["fc1.weight"]
     assert cells(lines, "fc1")[1:] == ["Linear", "16×32", "16", str(fc1.sum()), "512", f"{fc1.mean():.4f}", "16",
-                                       str(2 * fc1.sum()), "1,024"]
+                                       str(2 * fc1.sum()), "1,024", "sparse"]
     total = cells(lines, "total")
     assert total[1:5] == ["498", "996", "0.5000", str(8 + 16 + 16 + 10)]
 
 
 def test_thousands_are_separated() -> None:
     data = datasets.load(Config())
-    lines = show.layers(start(configuration.load("digits"), data).network, 4)
+    lines = show.layers(start(configuration.load("digits"), data).network, 4, 128)
     assert "52,768" in cells(lines, "total")
     assert "32,768" in cells(lines, "fc1")
+
+
+@pytest.mark.parametrize(("density", "execution", "shown"), [
+    (0.1, "auto", "sparse"), (0.4, "auto", "dense forward"), (1.0, "auto", "dense"), (1.0, "sparse", "sparse"),
+    (0.1, "dense", "dense"),
+])
+def test_how_a_convolution_is_executed_is_shown(density: float, execution: str, shown: str) -> None:
+    keys = [f"structure.density={density}", "structure.spread=uniform", f"structure.execution={execution}"]
+    config = configuration.load("digits", keys)
+    lines = show.layers(start(config, datasets.load(config)).network, 4, 128)
+    assert next(line for line in lines if line.startswith("conv2")).rstrip().endswith(f" {shown}")
+    assert next(line for line in lines if line.startswith("fc1")).rstrip().endswith(" sparse")
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])

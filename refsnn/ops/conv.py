@@ -29,6 +29,7 @@ from refsnn.twin import op
 
 Array = npt.NDArray[Any]
 Execution = Literal["sparse", "dense"]
+Timed = Literal["forward", "input gradient", "weight gradient"]
 
 # Densities above which the kernels are faster with all places of the weight, for spikes and for reals (Zen 5, AVX-512,
 # float32). Forward, spikes are looked up four channels at once: see `kernels/blocks/dense.py`.
@@ -152,7 +153,7 @@ def conv2d_weight_gradient_dense(
 
 
 def prefer_dense(
-    operation: Literal["forward", "input gradient", "weight gradient"],
+    operation: Timed,
     density: float,
     shape: tuple[int, int],
     samples: int,

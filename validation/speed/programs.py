@@ -75,8 +75,9 @@ class Equality:
 def verify(name: str, task: Task) -> Equality:
     """A step of a peer and of refsnn, from the same weights, on a few samples of the task, in float64.
 
-    The loss alone would not show a wrong gradient: it depends on spikes, and a small step flips hardly one. float32 cannot prove it: where rounding flips one spike in a hundred thousand in one layer, the layers behind
-    multiply it. Raises SystemExit where the peer does other work.
+    The loss alone would not show a wrong gradient: it depends on spikes, and a small step flips hardly one. float32
+    cannot prove it: where rounding flips one spike in a hundred thousand in one layer, the layers behind multiply
+    it. Raises SystemExit where the peer does other work.
     """
     from ours import STATIC, Ours
 

@@ -352,4 +352,4 @@ def _spreading() -> Any:
     return spread
 
 
-spread_run = _spreading() if WIDE else _spread_run
+spread_run = _spreading() if WIDE else njit(_spread_run)

@@ -17,20 +17,16 @@ zero, and a fused multiply-add rounds once: bits and floats give the same result
 
 Arrays go by as they are, with a place in them: a slice, or a call that is not inlined, counts references, an atomic
 operation for each array, which costs more than a short run does. What convolutions make of this: `maps.py` and
-`tiles.py`; weights that are nearly all there: `dense.py`. Each operation has a twin in plain Python, which runs
-under NUMBA_DISABLE_JIT=1. Every sum is taken in one order, whatever the number of threads. The words that the
-generators use, and the cache of compiled kernels: `vectors.py`.
+`tiles.py`; weights that are nearly all there: `dense.py`. Each operation has a twin in plain Python, which runs under
+NUMBA_DISABLE_JIT=1, and compiled where a processor has neither AVX-512 nor AVX2. Every sum is taken in one order,
+whatever the number of threads. The words that the generators use, and the cache of compiled kernels: `vectors.py`.
 """
 
 from refsnn.ops.kernels.blocks.dots import dot_runs
-from refsnn.ops.kernels.blocks.dots import dots8 as _dots8
-from refsnn.ops.kernels.blocks.dots import spike_dots8 as _spike_dots8
 from refsnn.ops.kernels.blocks.packing import pack_spikes
 from refsnn.ops.kernels.blocks.sums import add_runs, add_spikes, sum_runs, sum_spikes
 from refsnn.ops.kernels.blocks.vectors import (
-    FUSED,
     HELD,
-    I64,
     REGISTER,
     WIDE,
     ceil_div,
@@ -43,11 +39,8 @@ from refsnn.ops.kernels.blocks.vectors import (
     vector,
     whole,
 )
-from refsnn.ops.kernels.blocks.vectors import Vectors as _Vectors
-from refsnn.ops.kernels.blocks.vectors import vector as _vector
 
 __all__ = [
-    "FUSED", "HELD", "I64", "REGISTER", "WIDE", "_Vectors", "_dots8", "_spike_dots8", "_vector", "add_runs",
-    "add_spikes", "ceil_div", "copy", "dot_runs", "empty", "fill", "gather", "kernel_jit", "no_bias", "pack_spikes",
-    "sum_runs", "sum_spikes", "vector", "whole",
+    "HELD", "REGISTER", "WIDE", "add_runs", "add_spikes", "ceil_div", "copy", "dot_runs", "empty", "fill", "gather",
+    "kernel_jit", "no_bias", "pack_spikes", "sum_runs", "sum_spikes", "vector", "whole",
 ]

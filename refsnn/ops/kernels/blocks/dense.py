@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -120,7 +120,7 @@ def _plain(lookup: bool, filters: int) -> Any:
         with here = offsets[offset + k] + shift (`sum_tables`: weights[place + (k LOOKERS + f) 16 + x[here + m]]).
         n fills vectors; target as in `sum_runs`.
         """
-        size = REGISTER // int(target.itemsize)
+        size = vector(target)
         for f in range(many):
             own = np.full(n, base[first + f], target.dtype)
             for k in range(columns):
@@ -133,8 +133,8 @@ def _plain(lookup: bool, filters: int) -> Any:
     return sums
 
 
-sum_dense = _dense(False, FILTERS, 2) if WIDE else _plain(False, FILTERS)
-sum_tables = _dense(True, LOOKERS, 4) if WIDE else _plain(True, LOOKERS)
+sum_dense = _dense(False, FILTERS, 2) if WIDE else njit(_plain(False, FILTERS))
+sum_tables = _dense(True, LOOKERS, 4) if WIDE else njit(_plain(True, LOOKERS))
 
 
 def _tabling() -> Any:
@@ -168,7 +168,7 @@ def _fill_table(tables: Array, at: int, weights: Array, first: int, apart: int) 
             tables[at + (1 << i) + p] = tables[at + p] + weights[first + i * apart]
 
 
-fill_table = _tabling() if WIDE else _fill_table
+fill_table = _tabling() if WIDE else njit(_fill_table)
 
 
 def _merging() -> Any:

@@ -49,7 +49,7 @@ def tile_size(
 
     least: pixels that make rolling with one vector of samples worth while.
     """
-    vector, beyond = REGISTER // itemsize, (kernel_size[1] - 1) // stride
+    vector, beyond = max(8, REGISTER // itemsize), (kernel_size[1] - 1) // stride
     for samples in (total, vector):
         if total == 0 or total % vector != 0 or (samples == total and step > 1):
             continue

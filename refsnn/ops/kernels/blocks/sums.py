@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from refsnn.ops.kernels.blocks.vectors import HELD, I64, REGISTER, WIDE, Vectors
+from refsnn.ops.kernels.blocks.vectors import HELD, I64, REGISTER, WIDE, Vectors, vector
 
 Array = npt.NDArray[Any]
 
@@ -198,7 +198,7 @@ def _sum(add: Any) -> Any:
         must fill vectors). `stream`: past the caches, where vectors are aligned. For packed spikes, x, offsets and
         shift count bytes.
         """
-        size = REGISTER // int(target.itemsize)
+        size = vector(target)
         for q in range(first, last):
             own, begin, end = np.full(n, base[q], target.dtype), bounds[q * step], bounds[q * step + 1]
             add(own, 0, own, 0, n, x, shift, offsets[offset:], weights, begin, end)
@@ -208,5 +208,6 @@ def _sum(add: Any) -> Any:
     return sums
 
 
-add_runs, add_spikes = (_adding(False), _adding(True)) if WIDE else (_add_runs, _add_spikes)
-sum_runs, sum_spikes = (_summing(False), _summing(True)) if WIDE else (_sum(_add_runs), _sum(_add_spikes))
+add_runs, add_spikes = (_adding(False), _adding(True)) if WIDE else (njit(_add_runs), njit(_add_spikes))
+sum_runs, sum_spikes = (_summing(False), _summing(True)) if WIDE else (
+    njit(_sum(add_runs)), njit(_sum(add_spikes)))

@@ -39,7 +39,7 @@ Array = npt.NDArray[Any]
 Place = tuple[int, int, int, int, int]                          # of a task: first row, pixel, sample; rows, pixels
 Geometry = tuple[int, int, int, int, int, int, int, int]        # see `convolve`
 
-SERIAL = 2**23  # multiply-adds that one thread does in less time than it takes to wake the others
+SERIAL = 2**20  # multiply-adds below which one thread works alone: to start the others costs more
 STREAM = 2**24  # bytes of an output that is written past the caches: what follows finds little of it there anyway
 BLOCK = 64      # filters of a task of `look_up`
 
@@ -196,29 +196,34 @@ def check_columns(indices: Array, columns: int) -> None:
             raise IndexError("a column of the weight lies beyond the input's channels")
 
 
-@kernel_jit(parallel=True)
+@kernel_jit()
 def look_up(
     y: Array, x: Array, data: Array, indices: Array, indptr: Array, at_rest: Array, kernel_size: Pair, stride: int,
     padding: int,
 ) -> bool:
     """Dense forward pass of spikes, four channels a byte. False, and y undefined, where it cannot be done this way."""
-    rows, height, _, samples = y.shape
-    if not TABLES or y.itemsize != 4 or samples % vector(y) != 0:
+    if not TABLES or y.itemsize != 4 or y.shape[3] % vector(y) != 0:
         return False
     merged, good = merge_maps(x, padding, stride)
-    if not good:
-        return False
-    columns = merged.shape[0] * kernel_size[0] * kernel_size[1]
-    offsets = window_offsets(np.arange(columns), merged.shape[0], merged.shape, kernel_size, 1)
-    tables = empty(ceil_div(rows, LOOKERS) * columns * LOOKERS * 16, y.dtype)
-    groups, tasks = ceil_div(rows, LOOKERS), ceil_div(rows, BLOCK) * height
+    if good:
+        area = kernel_size[0] * kernel_size[1]
+        dense = dense_rows(data, indices, indptr, x.shape[0] * area, MERGED * merged.shape[0] * area)
+        look_up_rows(y, merged, dense, at_rest, kernel_size)
+    return good
+
+
+@kernel_jit(parallel=True)
+def look_up_rows(y: Array, merged: Array, dense: Array, at_rest: Array, kernel_size: Pair) -> None:
+    """All rows of y, from the merged maps and the weights, zero where there is none."""
+    rows, height, _, _ = y.shape
     area = kernel_size[0] * kernel_size[1]
-    every = dense_rows(data, indices, indptr, x.shape[0] * area, MERGED * columns)
+    groups, tasks, columns = ceil_div(rows, LOOKERS), ceil_div(rows, BLOCK) * height, merged.shape[0] * area
+    offsets = window_offsets(np.arange(columns), merged.shape[0], merged.shape, kernel_size, 1)
+    tables = empty(groups * columns * LOOKERS * 16, y.dtype)
     for g in prange(groups):
-        make_tables(tables, np.int64(g), every, area)
+        make_tables(tables, np.int64(g), dense, area)
     for t in prange(tasks):
         look_up_row(y, np.int64(t), merged, offsets, tables, at_rest)
-    return True
 
 
 @kernel_jit()

@@ -30,7 +30,10 @@ from numba.extending import intrinsic
 
 Array = npt.NDArray[Any]
 
-WIDE: bool = not vars(config)["DISABLE_JIT"]
+COMPILED: bool = not vars(config)["DISABLE_JIT"]
+FEATURES = cpu_target.target_context.codegen().magic_tuple()[2] if COMPILED else ""
+# Whether there are vectors worth writing out, 64 or 32 bytes: else the plain twins run, compiled by Numba as they are.
+WIDE: bool = "+avx512f" in FEATURES or "+avx2" in FEATURES
 DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 I64, FUSED = ir.IntType(64), ("contract",)
 LARGE, PAGE, MADV_HUGEPAGE = 2**22, 4096, 14     # bytes of an array that is advised, and of a page; see madvise(2)
@@ -38,11 +41,16 @@ LARGE, PAGE, MADV_HUGEPAGE = 2**22, 4096, 14     # bytes of an array that is adv
 
 def _register_bytes() -> int:
     """Bytes of a vector register of the machine that Numba compiles for; LLVM splits vectors that are too long."""
-    return 64 if "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2] else 32
+    return 64 if "+avx512f" in FEATURES else 32
 
 
 REGISTER = _register_bytes() if WIDE else 64
 HELD = 16 if REGISTER == 64 else 8      # vectors of totals: half the registers
+
+
+def length(itemsize: int) -> int:
+    """How many numbers of so many bytes a vector has: what a register holds, and at least 8, whose bits are a byte."""
+    return max(8, REGISTER // itemsize)
 
 
 class _Cache(FunctionCache):
@@ -57,7 +65,7 @@ def kernel_jit(**options: Any) -> Callable[[Any], Any]:
 
     def decorate(function: Any) -> Any:
         dispatcher = njit(**options)(function)
-        if WIDE:
+        if COMPILED:
             dispatcher._cache = _Cache(dispatcher.py_func)
         return dispatcher
 
@@ -70,7 +78,7 @@ class Vectors:
     def __init__(self, context: Any, builder: Any, dtype: Any) -> None:
         self.context, self.builder = context, builder
         self.align = dtype.bitwidth // 8
-        self.size = REGISTER // self.align
+        self.size = length(self.align)
         self.type = ir.VectorType(context.get_value_type(dtype), self.size)
         self.word = ir.IntType(dtype.bitwidth)                      # as wide as a number
         self.words = ir.VectorType(self.word, self.size)
@@ -173,7 +181,7 @@ def _moving() -> tuple[Any, Any, Any, Any]:
 
     @intrinsic
     def vector(_context: Any, array: Any) -> Any:
-        size = REGISTER // (array.dtype.bitwidth // 8)
+        size = length(array.dtype.bitwidth // 8)
         return types.intp(array), lambda _context, _builder, _signature, _args: I64(size)
 
     @intrinsic
@@ -244,15 +252,16 @@ def _gather(
     """
     for r in range(rows):
         for k in range(count):
-            _copy(target, at + r * near + k * n, source, start + r * far + k * apart, n)
+            copy(target, at + r * near + k * n, source, start + r * far + k * apart, n)
 
 
 def _vector_of(array: Array) -> int:
-    """How many numbers of an array a register holds."""
-    return REGISTER // int(array.itemsize)
+    """How many numbers of an array a vector has."""
+    return max(8, REGISTER // array.itemsize)
 
 
-vector, copy, fill, gather = _moving() if WIDE else (_vector_of, _copy, _fill, _gather)
+vector, copy, fill, gather = (
+    _moving() if WIDE else (njit(_vector_of), njit(_copy), njit(_fill), njit(_gather)))
 
 
 @njit(cache=True, error_model="numpy")
