@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from refsnn.ops.kernels.blocks import ceil_div, kernel_jit
+from refsnn.ops.kernels.blocks import ceil_div, empty, kernel_jit
 from refsnn.ops.kernels.blocks.membrane import SNNTORCH, SOFT, charge_rows, neuron_numbers, return_numbers, return_rows
 from refsnn.ops.kernels.norm import backward_channel, mean_and_variance
 
@@ -87,7 +87,7 @@ def norm_lif_backward_kernel(
     numbers = neuron_numbers(x, decay, gain, bias, v_threshold, v_reset, reset_amount, v_init, reset, compare, form)
     back = return_numbers(x, decay, gain, v_threshold, v_reset, reset_amount, reset, compare, detach_reset, surrogate,
                           alpha)
-    dx, shape = np.empty_like(x), tasks_of(x, scale.size)
+    dx, shape = empty(x.size, x.dtype).reshape(x.shape), tasks_of(x, scale.size)
     tasks = ceil_div(x.size, max(1, shape[0] * shape[1] * shape[2]))
     given = (dx.reshape(-1), ds.reshape(-1), x.reshape(-1))
     wide = x.size // max(1, scale.size)

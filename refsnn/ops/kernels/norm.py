@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from refsnn.ops.kernels.blocks import kernel_jit
+from refsnn.ops.kernels.blocks import empty, kernel_jit
 
 Array = npt.NDArray[Any]
 
@@ -107,7 +107,8 @@ def batch_norm_backward_kernel(
     """Kernel of `batch_norm_backward`."""
     channels = x.shape[0]
     n = x.size // channels
-    dx, dgamma, dbeta = np.empty_like(x), np.empty(channels, x.dtype), np.empty(channels, x.dtype)
+    dx = empty(x.size, x.dtype).reshape(x.shape)
+    dgamma, dbeta = np.empty(channels, x.dtype), np.empty(channels, x.dtype)
     source, target, gradients = x.reshape((channels, n)), dx.reshape((channels, n)), dy.reshape((channels, n))
     if x.size < SERIAL:
         for c in range(channels):

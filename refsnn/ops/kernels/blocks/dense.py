@@ -120,7 +120,7 @@ def _plain(lookup: bool, filters: int) -> Any:
         with here = offsets[offset + k] + shift (`sum_tables`: weights[place + (k LOOKERS + f) 16 + x[here + m]]).
         n fills vectors; target as in `sum_runs`.
         """
-        size = vector(target)
+        size = max(8, REGISTER // target.itemsize)
         for f in range(many):
             own = np.full(n, base[first + f], target.dtype)
             for k in range(columns):

@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from refsnn.ops.kernels.blocks.vectors import HELD, I64, REGISTER, WIDE, Vectors, vector
+from refsnn.ops.kernels.blocks.vectors import HELD, I64, REGISTER, WIDE, Vectors
 
 Array = npt.NDArray[Any]
 
@@ -198,7 +198,7 @@ def _sum(add: Any) -> Any:
         must fill vectors). `stream`: past the caches, where vectors are aligned. For packed spikes, x, offsets and
         shift count bytes.
         """
-        size = vector(target)
+        size = max(8, REGISTER // target.itemsize)
         for q in range(first, last):
             own, begin, end = np.full(n, base[q], target.dtype), bounds[q * step], bounds[q * step + 1]
             add(own, 0, own, 0, n, x, shift, offsets[offset:], weights, begin, end)
