@@ -1,7 +1,7 @@
 """Kernels of the sparse convolution.
 
 What they do. T and B are one axis of N contiguous samples, so an active weight moves runs of contiguous numbers.
-Forward and input gradient are sums of runs, the gradients of the weights dot products of runs (`blocks.py`).
+Forward and input gradient are sums of runs, the gradients of the weights dot products of runs (`blocks/`).
 
 Why so. Spikes are packed one a bit, and all maps stay in the cache. Real numbers are convolved by tiles, which roll
 down their rows (`blocks/maps.py`, `blocks/tiles.py`). The input gradient is such a convolution of dy, with the weights
