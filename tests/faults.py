@@ -175,7 +175,7 @@ class Fault:
 def dense_convolution(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, int]]) -> Any:
     """A convolution by dense weights; change(x, w) gives what is multiplied instead, and the padding."""
     def wrap(_: Any) -> Any:
-        def forward(x, data, indices, indptr, bias, kernel_size, stride, padding):    # noqa: ARG001
+        def forward(x, data, indices, indptr, bias, kernel_size, stride, padding, _="sparse"):    # noqa: ARG001
             w = np.zeros((indptr.size - 1, x.shape[0], *kernel_size))
             rows = np.repeat(np.arange(len(w)), np.diff(indptr))
             w.reshape(len(w), -1)[rows, indices] = data
