@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from refsnn.fusion import Pair, grouped
+from refsnn.fusion import Pair, as_they_ran, grouped
 from refsnn.layers import Draw, Gradients, Layer, Records
 from refsnn.ops.join import join
 
@@ -69,13 +69,14 @@ def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Recor
     """Run layers backwards, from the last to the first; the gradient of the input, and those of all parameters."""
     gradients: Gradients = {}
     end = len(caches)
-    for layer in reversed(grouped(layers, rec)):
-        if isinstance(layer, Pair):
-            end -= layer.width
-            dy, own = layer.backward(dy, caches[end : end + layer.width])
+    while end:
+        pair = as_they_ran(layers[:end], caches[end - 1])
+        if pair is not None:
+            end -= pair.width
+            dy, own = pair.backward(dy, caches[end : end + pair.width])
         else:
             end -= 1
-            dy, own = layer.backward(dy, caches[end], rec, dense)
+            dy, own = layers[end].backward(dy, caches[end], rec, dense)
         gradients |= own
     return dy, gradients
 

@@ -84,6 +84,15 @@ def grouped(layers: Sequence[Layer], rec: Records) -> list[Layer | Pair]:
     return groups
 
 
+def as_they_ran(layers: Sequence[Layer], cache: Any) -> Pair | None:
+    """The pair that the last of these layers ran in, forwards: its cache says so; None where it ran by itself."""
+    last = layers[-1]
+    if not isinstance(last, Spiking) or (cache is not None and len(cache) != 1):
+        return None
+    before = layers[-2] if cache is None else None
+    return Pair(before if isinstance(before, BatchNorm) else None, last, compact=False)
+
+
 def takes_bytes(layers: Sequence[Any]) -> bool:
     """Whether the next layer takes spikes as bytes: sparse layers do, max pools and flattening hand them on."""
     for layer in layers:

@@ -132,6 +132,19 @@ def test_a_network_gives_the_same_bits_fused_and_layer_by_layer(text, training) 
 
 
 @needs_jit
+@pytest.mark.parametrize("text", CHAINS)
+def test_a_forward_pass_that_was_recorded_goes_back_without_a_recorder(text) -> None:
+    x, labels = np.random.default_rng(0).random((2, 8, 8, 3, 4)), np.array([0, 1, 2, 1])
+    found = []
+    for rec in (NO_RECORD, Recorder()):
+        network = network_of(text)
+        logits, caches = network.forward(x, True, lambda name: stream(0, name), rec)
+        found.append(network.backward(LOSSES["tet"](logits, labels)[1], caches, NO_RECORD, dense=True))
+    for name, gradient in found[0].items():
+        np.testing.assert_array_equal(gradient, found[1][name])
+
+
+@needs_jit
 def test_what_is_fused() -> None:
     def pairs(text, *overrides):
         return [one for one in grouped(network_of(text, *overrides).layers, NO_RECORD) if isinstance(one, Pair)]
