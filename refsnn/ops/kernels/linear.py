@@ -47,6 +47,7 @@ from refsnn.ops.kernels.blocks import (
     whole,
 )
 from refsnn.ops.kernels.blocks.dots import dots8, spike_dots8
+from refsnn.ops.kernels.blocks.maps import find_column
 from refsnn.ops.kernels.blocks.vectors import FUSED, I64, Vectors
 
 Array = npt.NDArray[Any]
@@ -265,19 +266,6 @@ def row_offsets(indices: Array, features: int, run: int) -> Array:
 def block_size(features: int, rows: int, weights: int, run: int) -> int:
     """Input features of a block: PART weights of a row, on average, as far as BLOCK bytes hold so many runs."""
     return max(1, min(BLOCK // max(run, 1), PART * rows * features // max(weights, 1)))
-
-
-@njit(cache=True)
-def find_column(indices: Array, first: int, last: int, column: int) -> int:
-    """The first k in first..last whose column is not below `column`, by bisection: columns ascend within a row."""
-    low, high = first, last
-    while low < high:
-        middle = (low + high) // 2
-        if indices[middle] < column:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 @njit(cache=True)
