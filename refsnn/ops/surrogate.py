@@ -65,11 +65,11 @@ def triangle(x: Array, alpha: float) -> Array:
 
 @op(kernel="surrogate:triangle_derivative_kernel", agree="exact")
 def triangle_derivative(x: Array, alpha: float) -> Array:
-    """Triangle of height 1/a and half width a: max(0, a - abs(x)) / a^2, the paper's surrogate with a = 1.
+    """Triangle of height 1/a and half width a: 1/a^2 max(0, a - abs(x)), the paper's surrogate with a = 1.
 
     x: h - v_threshold, any shape; alpha: half width, unit of h. Returns sigma'(x), same shape and dtype.
     """
-    return np.maximum(0, alpha - np.abs(x)) / (alpha * alpha)
+    return 1 / (alpha * alpha) * np.maximum(0, alpha - np.abs(x))
 
 
 def rectangle(x: Array, alpha: float) -> Array:

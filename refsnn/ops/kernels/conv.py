@@ -40,7 +40,8 @@ from refsnn.ops.kernels.blocks.maps import (
     tile_size,
     window_offsets,
 )
-from refsnn.ops.kernels.blocks.tiles import SERIAL, STREAM, convolve, convolve_dense, look_up
+from refsnn.ops.kernels.blocks.tiles import SERIAL, convolve, convolve_dense, look_up
+from refsnn.ops.kernels.blocks.vectors import STREAM
 
 Array = npt.NDArray[Any]
 

@@ -12,13 +12,12 @@ from numba import prange
 
 from refsnn.ops.kernels.blocks import ceil_div, kernel_jit
 from refsnn.ops.kernels.blocks.membrane import (
-    GIVEN,
     SNNTORCH,
     SOFT,
     charge_rows,
     neuron_numbers,
+    return_given,
     return_numbers,
-    return_rows,
 )
 
 Array = npt.NDArray[Any]
@@ -54,9 +53,10 @@ def rows_of(x: Array) -> int:
 @kernel_jit(error_model="numpy")
 def charge_task(s: Array, h: Array, x: Array, row: int, rows: int, numbers: tuple[Any, ...], form: int) -> None:
     """Task: some rows of (..., T, B), no more than there are."""
-    steps, batch, zero = x.shape[-2], x.shape[-1], numbers[10]
-    at, rows, norm = row * steps * batch, min(rows, rows_of(x) - row), (zero, zero, zero)
-    charge_rows(s.reshape(-1), at, h.reshape(-1), at, x.reshape(-1), at, rows, steps, batch, False, norm, numbers, form)
+    steps, batch, (zero, one) = x.shape[-2], x.shape[-1], numbers[11:]
+    at, rows, norm = row * steps * batch, min(rows, rows_of(x) - row), (zero, one, zero)
+    flat = x.reshape(-1)
+    charge_rows(s.reshape(-1), at, h.reshape(-1), at, flat, at, flat, at, rows, steps, batch, norm, numbers, form)
 
 
 @kernel_jit(parallel=True, error_model="numpy")
@@ -65,7 +65,7 @@ def lif_backward_kernel(
     reset: int, detach_reset: bool, dh: Array | None = None, dv: Array | None = None,
 ) -> Array:
     """Kernel of `lif_backward`."""
-    numbers = return_numbers(h, decay, gain, 0.0, v_reset, reset_amount, reset, 0, detach_reset, GIVEN, 1.0)
+    numbers = return_numbers(h, decay, gain, 0.0, v_reset, reset_amount, reset, 0, detach_reset, 0, 1.0)
     dx, extra = np.empty_like(h), dh is not None or dv is not None
     given = (ds.reshape(-1), h.reshape(-1), s.reshape(-1), slope.reshape(-1), zeros_for(dh, h, extra),
              zeros_for(dv, h, extra))
@@ -89,4 +89,4 @@ def return_task(dx: Array, given: Any, row: int, rows: int, numbers: tuple[Any, 
     steps, batch = dx.shape[-2], dx.shape[-1]
     at, none = row * steps * batch, row * steps * batch if extra else 0
     places = (at, at, at, at, none, none)
-    return_rows(dx.reshape(-1), at, given, places, min(rows, rows_of(dx) - row), steps, batch, numbers, GIVEN, extra)
+    return_given(dx.reshape(-1), at, given, places, min(rows, rows_of(dx) - row), steps, batch, extra, numbers)

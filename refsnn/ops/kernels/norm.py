@@ -2,7 +2,8 @@
 
 A sum must have one order whatever the number of threads, and vectors all the same: `LANES` partial sums in float64,
 lane j takes the values j, j + LANES, j + 2 LANES ...; the lanes are added in order at the end. That is a vector
-addition per LANES values without any licence to reorder. The variance takes a second pass around the mean.
+addition per LANES values without any licence to reorder. The variance takes a second pass around the mean. The sums of
+the gradient have an order that the neurons behind a batch norm can keep: `blocks/moments.py`.
 Gained on one core (float32): forward 13 times where a channel fits the cache, 2.5 where it does not; backward 2.5 to 4;
 inference 2 to 1.
 """
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from numba import njit, prange
 
 from refsnn.ops.kernels.blocks import empty, kernel_jit
+from refsnn.ops.kernels.blocks.moments import add_moments, no_moments, through_norm, total_moments
+from refsnn.ops.kernels.blocks.vectors import STREAM
 
 Array = npt.NDArray[Any]
 
@@ -85,54 +88,52 @@ def forward_channel(
     normalise(y[c], x[c], gamma[c], beta[c], mean[c], var[c], eps)
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
-def sums(dy: Array, x: Array, mean: float, r: float) -> tuple[float, float]:
-    """Sum of dy and of dy x_hat over one channel (n,), in float64."""
-    plain, weighted = np.zeros(LANES, np.float64), np.zeros(LANES, np.float64)
-    whole = x.size // LANES * LANES
-    for i in range(0, whole, LANES):
-        for j in range(LANES):
-            plain[j] += np.float64(dy[i + j])
-            weighted[j] += np.float64(dy[i + j] * ((x[i + j] - mean) * r))
-    for i in range(whole, x.size):
-        plain[i - whole] += np.float64(dy[i])
-        weighted[i - whole] += np.float64(dy[i] * ((x[i] - mean) * r))
-    return _total(plain), _total(weighted)
-
-
 @kernel_jit(parallel=True, error_model="numpy", fastmath={"contract"})
 def batch_norm_backward_kernel(
     dy: Array, x: Array, mean: Array, var: Array, gamma: Array, eps: float
 ) -> tuple[Array, Array, Array]:
     """Kernel of `batch_norm_backward`."""
     channels = x.shape[0]
-    n = x.size // channels
     dx = empty(x.size, x.dtype).reshape(x.shape)
     dgamma, dbeta = np.empty(channels, x.dtype), np.empty(channels, x.dtype)
-    source, target, gradients = x.reshape((channels, n)), dx.reshape((channels, n)), dy.reshape((channels, n))
     if x.size < SERIAL:
         for c in range(channels):
-            target[c] = gradients[c]
-            backward_channel(target, source, c, mean, var, gamma, eps, dgamma, dbeta)
+            backward_channel(dx, dy, x, c, mean, var, gamma, eps, dgamma, dbeta)
     else:
         for c in prange(channels):
-            target[c] = gradients[c]
-            backward_channel(target, source, np.int64(c), mean, var, gamma, eps, dgamma, dbeta)
+            backward_channel(dx, dy, x, np.int64(c), mean, var, gamma, eps, dgamma, dbeta)
     return dx, dgamma, dbeta
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@kernel_jit(error_model="numpy")
 def backward_channel(
-    g: Array, x: Array, c: Any, mean: Array, var: Array, gamma: Array, eps: float, dgamma: Array, dbeta: Array
+    dx: Array, dy: Array, x: Array, c: Any, mean: Array, var: Array, gamma: Array, eps: float, dgamma: Array,
+    dbeta: Array,
 ) -> None:
-    """Task: channel c of g (C, n), which holds dy and becomes dx, in place."""
-    one, count, small = x.dtype.type(1), x.dtype.type(x.shape[1]), x.dtype.type(eps)
-    m, r = mean[c], one / np.sqrt(var[c] + small)
-    dbeta[c], dgamma[c] = sums(g[c], x[c], m, r)
-    scale, shift, tilt = gamma[c] * r, dbeta[c] / count, dgamma[c] / count * r
-    own, source = g[c], x[c]
-    for i in range(own.size):
-        own[i] = scale * (own[i] - shift - (source[i] - m) * tilt)
+    """Task: channel c of x (C, ...), whose last two axes, if it has them, are T and B."""
+    n, batch = x.size // x.shape[0], x.shape[-1]
+    steps, source, gradient = x.shape[-2] if x.ndim > 2 else 1, x.reshape(-1), dy.reshape(-1)
+    r, moments = inverse_deviation(var[c], eps, x), no_moments()
+    add_moments(moments, gradient, c * n, source, c * n, n // max(1, steps * batch), steps, batch, (mean[c], r))
+    finish_channel(dx.reshape(-1), gradient, c * n, source, c, n, mean[c], r, moments, gamma, dgamma, dbeta)
+
+
+@njit(cache=True, error_model="numpy")
+def inverse_deviation(var: Any, eps: float, like: Array) -> Any:
+    """1 / sqrt(var + eps), in the dtype of `like`."""
+    return like.dtype.type(1) / np.sqrt(var + like.dtype.type(eps))
+
+
+@kernel_jit(error_model="numpy")
+def finish_channel(
+    dx: Array, dy: Array, at: int, x: Array, c: Any, n: int, mean: float, r: float, moments: Array, gamma: Array,
+    dgamma: Array, dbeta: Array,
+) -> None:
+    """The gradients of channel c, n numbers, from its moments; all flat, dy from `at` on. dx and dy may be the same."""
+    dbeta[c], dgamma[c] = total_moments(moments)
+    count = dx.dtype.type(n)
+    through_norm(dx, c * n, dy, at, x, c * n, n, dx.size * dx.itemsize >= STREAM,
+                 (gamma[c] * r, dbeta[c] / count, dgamma[c] / count * r, mean))
 
 
 @kernel_jit(parallel=True, error_model="numpy", fastmath={"contract"})

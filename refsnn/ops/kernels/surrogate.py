@@ -26,10 +26,10 @@ SERIAL = 2**17                                          # numbers below which on
 
 @njit(cache=True, error_model="numpy")
 def triangle(target: Array, x: Array, alpha: float) -> None:
-    """max(0, alpha - abs(x)) / alpha^2 for a run of numbers."""
-    zero, width, square = x.dtype.type(0), x.dtype.type(alpha), x.dtype.type(alpha * alpha)
+    """1 / alpha^2 max(0, alpha - abs(x)) for a run of numbers."""
+    zero, width, height = x.dtype.type(0), x.dtype.type(alpha), x.dtype.type(1 / (alpha * alpha))
     for i in range(x.size):
-        target[i] = max(zero, width - abs(x[i])) / square
+        target[i] = height * max(zero, width - abs(x[i]))
 
 
 @njit(cache=True, error_model="numpy")

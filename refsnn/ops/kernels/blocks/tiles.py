@@ -33,14 +33,13 @@ from refsnn.ops.kernels.blocks.maps import (
     window_offsets,
 )
 from refsnn.ops.kernels.blocks.sums import add_runs, sum_runs
-from refsnn.ops.kernels.blocks.vectors import ceil_div, copy, empty, fill, kernel_jit, no_bias, vector
+from refsnn.ops.kernels.blocks.vectors import STREAM, ceil_div, copy, empty, fill, kernel_jit, no_bias, vector
 
 Array = npt.NDArray[Any]
 Place = tuple[int, int, int, int, int]                          # of a task: first row, pixel, sample; rows, pixels
 Geometry = tuple[int, int, int, int, int, int, int, int]        # see `convolve`
 
 SERIAL = 2**20  # multiply-adds below which one thread works alone: to start the others costs more
-STREAM = 2**24  # bytes of an output that is written past the caches: what follows finds little of it there anyway
 BLOCK = 64      # filters of a task of `look_up`
 
 

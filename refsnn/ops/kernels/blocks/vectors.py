@@ -37,6 +37,7 @@ WIDE: bool = "+avx512f" in FEATURES or "+avx2" in FEATURES
 DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 I64, FUSED = ir.IntType(64), ("contract",)
 LARGE, PAGE, MADV_HUGEPAGE = 2**22, 4096, 14     # bytes of an array that is advised, and of a page; see madvise(2)
+STREAM = 2**24  # bytes of an output that is written past the caches: what follows finds little of it there anyway
 
 
 def _register_bytes() -> int:
