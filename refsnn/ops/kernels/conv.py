@@ -48,6 +48,7 @@ Array = npt.NDArray[Any]
 DENSE = 1       # position of the word "dense" among the options of `execution`
 ROWS = 16       # filters of a task of the forward pass over spikes
 GROUP = 64      # channels of a task of the sort
+NEAR = 2**23    # bytes of rows of real x that all filters read before the next ones: the last cache keeps them
 
 
 @kernel_jit(parallel=True, fastmath={"contract"})
@@ -190,17 +191,37 @@ def conv2d_weight_gradient_kernel(
     run = bits.shape[4] if packed else samples
     offsets = window_offsets(indices, channels, (channels, bits.shape[1], stride, bits.shape[3], run), kernel_size,
                              1).reshape(-1)
-    ddata, gradient, far = np.empty(indices.size, dy.dtype), dy.reshape(-1), stride * stride * bits.shape[3] * run
-    n, plain, spikes = w_out * samples, source.reshape(-1), bits.reshape(-1)
-    if indices.size * h_out * w_out * samples < SERIAL:
-        for o in range(rows):
-            dot_runs(ddata, 1, 0, gradient, o * h_out * n, 0, n, plain, spikes, packed, offsets, indptr[o],
-                     indptr[o + 1], far, h_out, n)
-    else:
-        for o in prange(rows):
-            dot_runs(ddata, 1, 0, gradient, np.int64(o) * h_out * n, 0, n, plain, spikes, packed, offsets, indptr[o],
-                     indptr[o + 1], far, h_out, n)
+    given = (dy.reshape(-1), source.reshape(-1), bits.reshape(-1))
+    shape = (h_out, w_out * samples, stride * stride * bits.shape[3] * run)
+    ddata, apart = np.zeros(indices.size, dy.dtype), shape[2] * channels * source.itemsize
+    band = h_out if packed else max(1, min(h_out, NEAR // max(1, apart)))
+    for h in range(0, h_out, max(1, band)):
+        lines = min(band, h_out - h)
+        if indices.size * lines * shape[1] < SERIAL:
+            for o in range(rows):
+                add_dots(ddata, o, h, lines, given, packed, shape, offsets, indptr)
+        else:
+            for o in prange(rows):
+                add_dots(ddata, np.int64(o), h, lines, given, packed, shape, offsets, indptr)
     return ddata
+
+
+@kernel_jit()
+def add_dots(
+    ddata: Array, o: Any, h: int, lines: int, given: tuple[Array, ...], packed: bool, shape: tuple[int, int, int],
+    offsets: Array, indptr: Array,
+) -> None:
+    """Task: what output rows h..h + lines give to the weights of filter o; given: dy, x and its bits, flat.
+
+    shape: rows of dy, numbers of one, and of a row of x for all phases of the stride.
+    """
+    (dy, x, bits), (height, n, far) = given, shape
+    first, last = indptr[o], indptr[o + 1]
+    part, skip = np.empty(last - first, ddata.dtype), h * far
+    dot_runs(part, 1, 0, dy, (o * height + h) * n, 0, n, x[0 if packed else skip :], bits[skip if packed else 0 :],
+             packed, offsets[first:], 0, last - first, far, lines, n)
+    for k in range(first, last):
+        ddata[k] += part[k - first]
 
 
 @kernel_jit(parallel=True)

@@ -53,7 +53,7 @@ def tile_size(
     for samples in (total, vector):
         if total == 0 or total % vector != 0 or (samples == total and step > 1):
             continue
-        most, fewest = (broad, min(broad, 8)) if samples == total else (min(broad, 16), least)
+        most, fewest = (broad, min(broad, 8)) if samples == total else (min(broad, 16), min(broad, least))
         pixels = min(most, RING // max(1, kernel_size[0] * stride * samples * channels * itemsize) - beyond)
         if pixels >= max(1, fewest):
             across = max(1, ceil_div(broad, max(1, pixels)))
