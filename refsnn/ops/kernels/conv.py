@@ -47,7 +47,7 @@ Array = npt.NDArray[Any]
 
 DENSE = 1       # position of the word "dense" among the options of `execution`
 ROWS = 16       # filters of a task of the forward pass over spikes
-GROUP = 64      # channels of a task of the sort
+GROUP = 64      # channels of a task of the sort, where there are enough of them for eight tasks
 NEAR = 2**23    # bytes of rows of real x that all filters read before the next ones: the last cache keeps them
 
 
@@ -238,25 +238,26 @@ def sort_by_channel(
     phases = patch_shape(tile, small, 1)[1] if tile[4] else 1
     weights, offsets = np.empty_like(data), np.empty((phases, indices.size), np.int64)
     first = np.empty((stride * stride, channels, ceil_div(rows, tile[0]) + 1), np.int64)
-    tasks = ceil_div(channels, GROUP)
-    if indices.size < SERIAL // 64:
+    group = min(GROUP, ceil_div(channels, 8))
+    tasks = ceil_div(channels, max(1, group))
+    if indices.size < SERIAL // 2048:
         for t in range(tasks):
-            sort_channels(weights, offsets, first, t, data, indices, indptr, kernel_size, stride, tile)
+            sort_channels(weights, offsets, first, t, group, data, indices, indptr, kernel_size, stride, tile)
     else:
         for t in prange(tasks):
-            sort_channels(weights, offsets, first, np.int64(t), data, indices, indptr, kernel_size, stride, tile)
+            sort_channels(weights, offsets, first, np.int64(t), group, data, indices, indptr, kernel_size, stride, tile)
     return weights, offsets, first
 
 
 @kernel_jit()
 def sort_channels(
-    weights: Array, offsets: Array, first: Array, task: Any, data: Array, indices: Array, indptr: Array,
+    weights: Array, offsets: Array, first: Array, task: Any, group: int, data: Array, indices: Array, indptr: Array,
     kernel_size: Pair, stride: int, tile: Tile,
 ) -> None:
-    """Task: GROUP channels of `sort_by_channel`, by counting."""
-    (k_h, k_w), rows, start = kernel_size, indptr.size - 1, task * GROUP
+    """Task: `group` channels of `sort_by_channel`, by counting."""
+    (k_h, k_w), rows, start = kernel_size, indptr.size - 1, task * group
     groups, channels, blocks = first.shape
-    many, blocks, window = min(GROUP, channels - start), blocks - 1, k_h * k_w
+    many, blocks, window = min(group, channels - start), blocks - 1, k_h * k_w
     small = (ceil_div(k_h, stride), ceil_div(k_w, stride))
     held, tall, _, wide, samples = patch_shape(tile, small, 1)
     phases, key = offsets.shape[0], np.empty(many * window, np.int64)       # key and places of each column

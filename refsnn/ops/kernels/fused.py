@@ -30,7 +30,7 @@ Shape = tuple[int, int, int]                        # rows of a task, T, B
 
 ROWS = 64           # rows of a task without batch norm
 BLOCK = 2**12       # numbers of the rows whose membranes are kept for a moment, in the first cache
-SERIAL = 2**16      # numbers below which one thread works alone: to start the others costs more
+SERIAL = 2**15      # numbers below which one thread works alone: to start the others costs more
 
 
 @kernel_jit(parallel=True, error_model="numpy")

@@ -57,7 +57,9 @@ def tile_size(
         pixels = min(most, RING // max(1, kernel_size[0] * stride * samples * channels * itemsize) - beyond)
         if pixels >= max(1, fewest):
             across = max(1, ceil_div(broad, max(1, pixels)))
-            band = max(min(high, 8), ceil_div(high, ceil_div(TILES, across * (total // samples))))
+            parts = across * (total // samples)
+            band = max(min(high, 8), ceil_div(high, ceil_div(TILES, parts)))
+            band = ceil_div(high, 2) if parts == 1 and band >= high else band       # two threads at least
             return channels, band, ceil_div(broad, across), samples, 1
     samples = min(total, RUN)
     for part in range(16, min(total, max(64, RUN // max(1, broad))) + 1, 16):       # vectors are filled
