@@ -1,9 +1,9 @@
-"""Lanes: the vocabulary of the generators in `membrane.py` and `moments.py`, 16 numbers at a time or one.
+"""Lanes: the vocabulary of the generators in `membrane.py` and `moments.py`, 16 numbers at a time, or 8, 4, 1.
 
 Rows are (T, B) numbers in memory, one place of a map each. Samples are the lanes of a vector, so that a neuron goes
 through its steps in one lane. An equation is written once, in Python: `Lanes` turns + - * / > abs into instructions,
-one rounding each, in the order written. What fills no vector, the last samples of a batch, goes through the same
-equation as lanes of one number.
+one rounding each, in the order written. What fills no vector, the last samples of a batch or a small one, goes through
+the same equation in shorter ones, and at last as lanes of one number.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from numba.core import cgutils
 
 from refsnn.ops.kernels.blocks.vectors import I64, REGISTER
 
-LENGTH = 16     # lanes
+LENGTH = 16             # lanes
+SIZES = (16, 8, 4, 1)   # of a batch of 29: 16, 8, 4 and one more
 
 
 class Lanes:
@@ -58,8 +59,12 @@ class Rows:
 
     def __init__(self, builder: Any, number: Any, size: int) -> None:
         self.builder, self.size, self.number = builder, size, number
-        self.type = number if size == 1 else ir.VectorType(number, size)
+        self.type = self.of(number)
         self.align = {"float": 4, "double": 8}[str(number)]
+
+    def of(self, number: Any) -> Any:
+        """The type of lanes of such a number."""
+        return number if self.size == 1 else ir.VectorType(number, self.size)
 
     def lanes(self, value: Any, flags: tuple[str, ...] = ()) -> Lanes:
         """Lanes of one number each."""
@@ -89,7 +94,7 @@ class Rows:
         if pointer.type.pointee != ir.IntType(8):
             self.store(value, pointer, at)
             return
-        byte = ir.IntType(8) if self.size == 1 else ir.VectorType(ir.IntType(8), self.size)
+        byte = self.of(ir.IntType(8))
         b.store(b.zext(mask, byte), b.bitcast(b.gep(pointer, [at]), byte.as_pointer()), align=1)
 
     def prefetch(self, pointer: Any, at: Any) -> None:
@@ -121,13 +126,13 @@ class Variable:
 
 def over_rows(b: Any, number: Any, rows: Any, steps: Any, batch: Any, body: Callable[[Rows, Any, Any], None]) -> None:
     """body(lanes, place of the first number within a row's first step, place of the row) for all rows and samples."""
-    filled = b.and_(batch, I64(-LENGTH))
     with cgutils.for_range_slice(b, I64(0), rows, I64(1)) as (r, _):
-        row = b.mul(r, b.mul(steps, batch))
-        with cgutils.for_range_slice(b, I64(0), filled, I64(LENGTH)) as (m, _):
-            body(Rows(b, number, LENGTH), m, row)
-        with cgutils.for_range_slice(b, filled, batch, I64(1)) as (m, _):
-            body(Rows(b, number, 1), m, row)
+        row, done = b.mul(r, b.mul(steps, batch)), I64(0)
+        for size in SIZES:
+            filled = b.and_(batch, I64(-size))
+            with cgutils.for_range_slice(b, done, filled, I64(size)) as (m, _):
+                body(Rows(b, number, size), m, row)
+            done = filled
 
 
 def back_in_time(b: Any, steps: Any, batch: Any, row: Any, m: Any, body: Callable[[Any], None]) -> None:
