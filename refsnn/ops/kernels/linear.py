@@ -1,10 +1,10 @@
 """Kernels of the sparse linear map.
 
 What they do. T and B are one axis of N contiguous samples, so an active weight moves one run of N contiguous numbers.
-Forward and dense weight gradient are sums of runs, `add_runs` of `blocks`:
+Forward and dense weight gradient are sums of runs, `add_runs` and `sum_dense` of `blocks`:
 
     forward          total: y[o]               runs: rows of x (F, N)       k: active weights of neuron o
-    dense gradient   total: dW[:, f]           runs: rows of dy^T (N, O)    k: samples whose input f is not zero
+    dense gradient   totals: dW[o], eight o    runs: rows of x^T (N, F)     k: samples, with the weights dy[o, n]
 
 the gradient of the active weights is a dot product of runs for each of them, eight at a time, and the input gradient
 goes the other way: one run to many totals, `spread_run` below.
@@ -14,14 +14,17 @@ goes the other way: one run to many totals, `spread_run` below.
 Why so. In a sum the total stays in registers over all k. The input gradient has no such order without sorting the
 weights by column, which took longer than the arithmetic; so the run stays in registers, and the totals, a block of
 rows of dx, in the second cache. Spikes are packed one a bit, for the forward pass and the gradient of the active
-weights. The dense gradient skips inputs that are zero, as most spikes are. Every output is written by one task in a
-fixed order: results do not depend on the number of threads. Little work is done by one thread: to start the others
-costs more. A task has many rows, because a call costs as much as a short row.
+weights. The dense gradient takes a few features at a time, whose inputs stay in the cache while all neurons read them;
+to skip inputs that are zero is slower, few as the others are. Every output is written by one task in a fixed order:
+results do not depend on the number of threads. Little work is done by one thread: to start the others costs more. A
+task has many rows, because a call costs as much as a short row.
 
 What it gained over plain loops, eight runs a pass: processor time, one AVX-512 core (Zen 5), float32, 4096 -> 1024,
 N = 64, density 0.05, a tenth of the inputs spike: forward 3.1 times (107 GFLOP/s), active weights 17 (81), input
-gradient 4.6 (32), the dense gradient nothing. 16384 -> 2048, input gradient: 5.6 ms, with a sort 21.6. 256 -> 128,
-N = 128, density 0.1, calls from Python: 11, 14 and 15 microseconds; with a call for each row and a sort 30, 66 and 28.
+gradient 4.6 (32). 16384 -> 2048, N = 64: input gradient 5.6 ms, with a sort 21.6. Dense gradient, two cores, 2048 ->
+2048: by the inputs that are not zero, one after another, 29.7 ms, here 1.5 (370 GFLOP/s), NumPy's product 3.1.
+256 -> 128, N = 128, density 0.1, calls from Python: 11, 14 and 15 microseconds; with a call for each row and a sort
+30, 66 and 28.
 """
 
 from typing import Any
@@ -39,6 +42,7 @@ from refsnn.ops.kernels.blocks import (
     add_spikes,
     ceil_div,
     dot_runs,
+    empty,
     fill,
     kernel_jit,
     no_bias,
@@ -46,15 +50,17 @@ from refsnn.ops.kernels.blocks import (
     vector,
     whole,
 )
+from refsnn.ops.kernels.blocks.dense import FILTERS, sum_dense
 from refsnn.ops.kernels.blocks.dots import dots8, spike_dots8
 from refsnn.ops.kernels.blocks.maps import find_column
-from refsnn.ops.kernels.blocks.vectors import FUSED, I64, Vectors
+from refsnn.ops.kernels.blocks.vectors import FUSED, I64, STREAM, Vectors
 
 Array = npt.NDArray[Any]
 
 SERIAL = 2**22  # multiply-adds below which one thread works alone
 ROWS = 16       # neurons of a task
-TILE = 32       # features of one task of the dense gradient; edge of a block in a transposition
+TILE = 272      # features of a task of the dense gradient; no power of two, whose columns would claim the same lines
+EDGE = 32       # of a block in a transposition
 PACK = 2**16    # numbers that a task packs, a multiple of 8; below eight times as many one thread works alone
 BLOCK = 2**18   # input gradient: bytes of a block of dx, which stays in the second cache,
 PART = 64       # the weights of a row that are enough for a block,
@@ -178,38 +184,39 @@ def dot_inputs(
 @kernel_jit(parallel=True)
 def linear_weight_gradient_dense_kernel(dy: Array, x: Array) -> Array:
     """Kernel of `linear_weight_gradient_dense`: each non-zero input adds the gradients of all neurons."""
-    features, steps, batch = x.shape
-    rows, samples = dy.shape[0], steps * batch
-    source, by_sample = x.reshape(features, samples), np.empty((samples, rows), dy.dtype)
-    transpose(by_sample, dy.reshape(rows, samples))
-    dense = np.empty((rows, features), dy.dtype)
-    if dense.size * samples // 8 < SERIAL:                                  # most inputs are zero
-        for t in range(ceil_div(features, TILE)):
-            add_events(dense, t, source, by_sample)
+    features, rows, samples = x.shape[0], dy.shape[0], x.shape[1] * x.shape[2]
+    dense, tasks = empty(rows * features, dy.dtype).reshape(rows, features), ceil_div(features, TILE)
+    source, gradient = x.reshape(features, samples), dy.reshape(rows, samples)
+    by_filters = no_bias(ceil_div(rows, FILTERS) * samples * FILTERS, dy.dtype)     # as `sum_dense` reads them
+    for o in range(rows):
+        for n in range(samples):
+            by_filters[(o // FILTERS * samples + n) * FILTERS + o % FILTERS] = gradient[o, n]
+    if dense.size * samples < SERIAL:
+        for t in range(tasks):
+            multiply_tile(dense, t, source, gradient, by_filters)
     else:
-        for t in prange(ceil_div(features, TILE)):
-            add_events(dense, np.int64(t), source, by_sample)
+        for t in prange(tasks):
+            multiply_tile(dense, np.int64(t), source, gradient, by_filters)
     return dense
 
 
 @kernel_jit()
-def add_events(dense: Array, task: Any, x: Array, by_sample: Array) -> None:
-    """Task: dense[:, f] = sum of x[f, n] * by_sample[n] over the n where x[f, n] is not zero, for TILE features.
-
-    The n are listed without a branch: none to mispredict. The block is transposed while it is in the cache.
-    """
-    (features, samples), rows, start = x.shape, by_sample.shape[1], task * TILE
-    values, index = np.empty(samples, dense.dtype), np.empty(samples, np.int64)
-    block, source = np.empty((min(features - start, TILE), rows), dense.dtype), by_sample.reshape(-1)
-    totals = block.reshape(-1)
-    for f in range(block.shape[0]):
-        count = 0
-        for n in range(samples):
-            values[count], index[count] = x[start + f, n], n * rows
-            count += x[start + f, n] != 0
-        fill(totals, f * rows, rows, dense.dtype.type(0))
-        add_runs(totals, f * rows, totals, f * rows, rows, source, 0, index, values, 0, count)
-    transpose(dense[:, start : start + TILE], block)
+def multiply_tile(dense: Array, task: Any, x: Array, dy: Array, by_filters: Array) -> None:
+    """Task: dense[:, f] = sum over n of dy[:, n] x[f, n] for TILE features."""
+    (rows, features), samples, start = dense.shape, x.shape[1], task * TILE
+    many = min(TILE, features - start)
+    done, flat, at_rest = whole(many, vector(dense)), dense.reshape(-1), no_bias(rows, dense.dtype)
+    turned, offsets = np.empty((samples, many), dense.dtype), np.arange(samples) * many
+    transpose(turned, x[start : start + many])
+    for o in range(0, rows, FILTERS):
+        sum_dense(flat, o * features + start, features, vector(dense), at_rest, o, done, turned.reshape(-1), 0, offsets,
+                  0, samples, by_filters, o * samples, min(FILTERS, rows - o), dense.size * dense.itemsize >= STREAM)
+    for o in range(rows if done < many else 0):                                 # features that fill no vector
+        for f in range(done, many):
+            total = dense.dtype.type(0)
+            for n in range(samples):
+                total += dy[o, n] * turned[n, f]
+            dense[o, start + f] = total
 
 
 @kernel_jit(parallel=True)
@@ -281,10 +288,10 @@ def check_columns(indices: Array, features: int) -> None:
 @njit(cache=True)
 def transpose(target: Array, source: Array) -> None:
     """target = source transposed, block by block; reading runs and writing columns, twice as fast as the reverse."""
-    for m in range(0, target.shape[0], TILE):
-        for n in range(0, target.shape[1], TILE):
-            for q in range(n, min(target.shape[1], n + TILE)):
-                for p in range(m, min(target.shape[0], m + TILE)):
+    for m in range(0, target.shape[0], EDGE):
+        for n in range(0, target.shape[1], EDGE):
+            for q in range(n, min(target.shape[1], n + EDGE)):
+                for p in range(m, min(target.shape[0], m + EDGE)):
                     target[p, q] = source[q, p]
 
 
