@@ -129,6 +129,23 @@ def test_no_kernel_reduces_a_scalar_over_prange(path: Path) -> None:
                     assert node.target.id in inside, f"{path.name}:{node.lineno}: {node.target.id} summed over prange"
 
 
+def compiled_by(function: ast.FunctionDef) -> str:
+    """The name of its first decorator."""
+    return ast.unparse(function.decorator_list[0]).split("(")[0] if function.decorator_list else ""
+
+
+def test_what_uses_building_blocks_is_compiled_again_when_they_change() -> None:
+    # Numba's cache looks at a function's own file only; kernel_jit's at the files of the building blocks as well
+    functions = [(path, f) for path in KERNELS for f in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(f, ast.FunctionDef)]
+    users = {f.name: path for path, f in functions if compiled_by(f) == "kernel_jit"}
+    assert len(users) > 40
+    for path, function in functions:
+        called = {c.func.id for c in ast.walk(function) if isinstance(c, ast.Call) and isinstance(c.func, ast.Name)}
+        if compiled_by(function) == "njit":
+            assert not called & users.keys(), f"{path.name}: {function.name} calls {called & users.keys()}: kernel_jit"
+
+
 def test_an_operation_that_must_agree_exactly_is_not_contracted() -> None:
     for operation in twin.REGISTRY.values():
         if operation.kernel_path is None or operation.agree != "exact":

@@ -139,7 +139,7 @@ def affine(norm: Norm, task: Any, like: Array) -> tuple[float, float, float]:
     return mean[task], gamma[task] / np.sqrt(var[task] + like.dtype.type(eps)), beta[task]
 
 
-@njit(cache=True, error_model="numpy")
+@kernel_jit(error_model="numpy")
 def fire(s: Array, x: Array, task: Any, shape: Shape, norm: Norm, numbers: Numbers, form: int) -> None:
     """Task: the spikes of a channel, block by block, while the next channel comes."""
     rows, steps, batch = shape

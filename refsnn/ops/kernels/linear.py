@@ -259,7 +259,7 @@ def _as_floats(x, like, packed):  # type: ignore[no-untyped-def]  # noqa: ARG001
     return lambda x, like, packed: np.empty((0, 0, 0), like.dtype) if packed else x.astype(like.dtype)
 
 
-@njit(cache=True)
+@kernel_jit()
 def row_offsets(indices: Array, features: int, run: int) -> Array:
     """Where the run of each column starts. Raises IndexError where a column lies beyond the input's features."""
     check_columns(indices, features)

@@ -28,7 +28,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from refsnn.ops.kernels.blocks.lanes import Lanes, Rows, back_in_time, outlined, over_rows, pointers
-from refsnn.ops.kernels.blocks.vectors import FUSED, I64, WIDE
+from refsnn.ops.kernels.blocks.vectors import FUSED, I64, WIDE, kernel_jit
 
 Array = npt.NDArray[Any]
 Numbers = tuple[Any, ...]
@@ -333,7 +333,7 @@ if WIDE:
     _return_triangle, _return_other, _return_given = _returning(True), _returning(False), _returning_given()
 
 
-@njit(cache=True, error_model="numpy")
+@kernel_jit(error_model="numpy")
 def charge_rows(
     s: Array, s_at: int, h: Array, h_at: int, x: Array, x_at: int, soon: Array, soon_at: int, rows: int, steps: int,
     batch: int, norm: Numbers, numbers: Numbers, form: int,
@@ -351,7 +351,7 @@ def charge_rows(
         _charge_other(s, s_at, h, h_at, x, x_at, soon, soon_at, rows, steps, batch, form, norm, numbers)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel_jit(error_model="numpy")
 def return_rows(
     dz: Array, at: int, ds: Array, ds_at: int, h: Array, h_at: int, soon: Array, soon_at: int, rows: int, steps: int,
     batch: int, surrogate: int, numbers: Numbers,
@@ -368,7 +368,7 @@ def return_rows(
         _return_other(dz, at, ds, ds_at, h, h_at, soon, soon_at, rows, steps, batch, surrogate, numbers)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel_jit(error_model="numpy")
 def return_given(
     dx: Array, at: int, given: tuple[Array, ...], places: tuple[int, ...], rows: int, steps: int, batch: int,
     extra: bool, numbers: Numbers,
