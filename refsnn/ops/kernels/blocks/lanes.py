@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils
 
-from refsnn.ops.kernels.blocks.vectors import I64, REGISTER
+from refsnn.ops.kernels.blocks.vectors import I64, REGISTER, fetch
 
 LENGTH = 16             # lanes
 SIZES = (16, 8, 4, 1)   # of a batch of 29: 16, 8, 4 and one more
@@ -98,11 +98,8 @@ class Rows:
         b.store(b.zext(mask, byte), b.bitcast(b.gep(pointer, [at]), byte.as_pointer()), align=1)
 
     def prefetch(self, pointer: Any, at: Any) -> None:
-        """Ask for the line at pointer[at], which need not be in any array."""
-        b, byte, number = self.builder, ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
-        b.call(fetch, [b.bitcast(b.gep(pointer, [at]), byte), number(0), number(3), number(1)])
+        """`fetch` the line at pointer[at]."""
+        fetch(self.builder, self.builder.gep(pointer, [at]))
 
     def variable(self, value: Lanes) -> "Variable":
         """A variable that starts with a value."""
@@ -139,19 +136,6 @@ def back_in_time(b: Any, steps: Any, batch: Any, row: Any, m: Any, body: Callabl
     """body(place of sample m) for all steps of a row, the last one first."""
     with cgutils.for_range_slice(b, I64(1), b.add(steps, I64(1)), I64(1)) as (k, _):
         body(b.add(row, b.add(b.mul(b.sub(steps, k), batch), m)))
-
-
-def outlined(builder: Any, name: str, values: list[Any], body: Callable[[Any, list[Any]], None]) -> None:
-    """Call the function of that name, which `body` writes at its first use."""
-    module, kind = builder.module, ir.FunctionType(ir.VoidType(), [value.type for value in values])
-    function = module.globals.get(name)
-    if function is None:
-        function = ir.Function(module, kind, name)
-        function.linkage = "internal"
-        inner = ir.IRBuilder(function.append_basic_block())
-        body(inner, list(function.args))
-        inner.ret_void()
-    builder.call(function, values)
 
 
 def pointers(context: Any, builder: Any, kinds: tuple[Any, ...], args: Any) -> list[Any]:

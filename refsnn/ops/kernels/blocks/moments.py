@@ -24,8 +24,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from refsnn.ops.kernels.blocks.lanes import LENGTH, SIZES, Lanes, Rows, back_in_time, outlined, over_rows, pointers
-from refsnn.ops.kernels.blocks.vectors import FUSED, I64, REGISTER, WIDE
+from refsnn.ops.kernels.blocks.lanes import LENGTH, SIZES, Lanes, Rows, back_in_time, over_rows, pointers
+from refsnn.ops.kernels.blocks.vectors import FUSED, I64, REGISTER, WIDE, outlined
 
 Array = npt.NDArray[Any]
 Numbers = tuple[Any, ...]

@@ -73,6 +73,27 @@ def kernel_jit(**options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
+def outlined(builder: Any, name: str, values: list[Any], body: Callable[[Any, list[Any]], None]) -> None:
+    """Call the function of that name, which `body` writes at its first use."""
+    module, kind = builder.module, ir.FunctionType(ir.VoidType(), [value.type for value in values])
+    function = module.globals.get(name)
+    if function is None:
+        function = ir.Function(module, kind, name)
+        function.linkage = "internal"
+        inner = ir.IRBuilder(function.append_basic_block())
+        body(inner, list(function.args))
+        inner.ret_void()
+    builder.call(function, values)
+
+
+def fetch(builder: Any, pointer: Any) -> None:
+    """Ask for the line at a pointer, which need not be in any array."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(prefetch, [builder.bitcast(pointer, byte), number(0), number(3), number(1)])
+
+
 class Vectors:
     """The vocabulary of the generators: loads and stores of one vector of `dtype`, addresses in numbers."""
 
@@ -106,10 +127,7 @@ class Vectors:
 
     def prefetch(self, pointer: Any) -> None:
         """Ask for the line at a pointer, which need not be in any array."""
-        b, byte, number = self.builder, ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
-        b.call(fetch, [b.bitcast(pointer, byte), number(0), number(3), number(1)])
+        fetch(self.builder, pointer)
 
     def integer(self, pointer: Any) -> Any:
         """The integer of whatever width at a pointer, as 64 bits."""
@@ -139,16 +157,8 @@ class Vectors:
 
     def call(self, name: str, values: list[Any], body: Callable[[Any, list[Any]], None]) -> None:
         """Call the function of that name, which `body` writes at its first use: pointers go by without counts."""
-        module, kind = self.builder.module, ir.FunctionType(ir.VoidType(), [value.type for value in values])
         name += "_" + "_".join(str(value.type).strip("*") for value in values if isinstance(value.type, ir.PointerType))
-        function = module.globals.get(name)
-        if function is None:
-            function = ir.Function(module, kind, name)
-            function.linkage = "internal"
-            builder = ir.IRBuilder(function.append_basic_block())
-            body(builder, list(function.args))
-            builder.ret_void()
-        self.builder.call(function, values)
+        outlined(self.builder, name, values, body)
 
     def held(self, values: list[Any]) -> list[Any]:
         """Variables that LLVM keeps in registers."""
