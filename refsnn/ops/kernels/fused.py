@@ -1,9 +1,9 @@
 """Kernels of batch norm and the neuron in one: a channel to a thread, all of both while it is in the cache.
 
-What they do. Forwards a channel is read for its mean and variance, and once more, block by block, for its spikes; z is
-never in memory, h in the first cache. Backwards a block is normalised and charged again, goes through time in reverse
-and adds to the channel's sums; dx follows while the channel is in the second cache. The loops are those of `norm.py`
-and `neuron.py`, so that results are the same bits.
+What they do. Forwards a channel is read for its mean and variance, and once more for its spikes; z and h are never in
+memory. Backwards four rows are normalised and charged again, go through time in reverse and add to the channel's sums
+(`blocks/normed.py`); dx follows while the channel is in the second cache. Every number is computed as in `norm.py` and
+`neuron.py`, so that results are the same bits.
 
 Why so. Apart, a training step writes z, h, s, the slope and dz, and reads them again: 17 passes over a map of four
 bytes a number. Together it reads x, ds and x and writes s, a byte, and dx: what is left of them is computed twice.
@@ -18,10 +18,11 @@ import numpy.typing as npt
 from numba import njit, prange
 
 from refsnn.ops.kernels.blocks import ceil_div, empty, kernel_jit
-from refsnn.ops.kernels.blocks.membrane import SNNTORCH, SOFT, charge_rows, neuron_numbers, return_numbers, return_rows
-from refsnn.ops.kernels.blocks.moments import add_moments, no_moments
+from refsnn.ops.kernels.blocks.membrane import SNNTORCH, SOFT, neuron_numbers, return_numbers
+from refsnn.ops.kernels.blocks.moments import mean_and_variance, no_moments
+from refsnn.ops.kernels.blocks.normed import differentiate_rows, fire_rows
 from refsnn.ops.kernels.blocks.vectors import STREAM
-from refsnn.ops.kernels.norm import finish_channel, inverse_deviation, mean_and_variance
+from refsnn.ops.kernels.norm import finish_channel, inverse_deviation
 
 Array = npt.NDArray[Any]
 Numbers = tuple[Any, ...]
@@ -29,7 +30,7 @@ Norm = tuple[Array, Array, Array, Array, float]     # gamma, beta, mean, var (C,
 Shape = tuple[int, int, int]                        # rows of a task, T, B
 
 ROWS = 64           # rows of a task without batch norm
-BLOCK = 2**12       # numbers of the rows whose membranes are kept for a moment, in the first cache
+AHEAD = 2**10       # numbers after which those lie that are asked for, where they come from memory
 SERIAL = 2**15      # numbers below which one thread works alone: to start the others costs more
 
 
@@ -121,13 +122,12 @@ def tasks_of(x: Array, channels: int) -> Shape:
     return (x.size // max(1, channels * steps * batch) if channels > 0 else ROWS), steps, batch
 
 
-@njit(cache=True, error_model="numpy")
+@kernel_jit(error_model="numpy")
 def measure(norm: Norm, x: Array, task: Any, shape: Shape) -> None:
     """Enter mean and variance of a channel."""
     n = shape[0] * shape[1] * shape[2]
     if norm[0].size > 0:
-        mean, var = mean_and_variance(x[task * n : (task + 1) * n])
-        norm[2][task], norm[3][task] = mean, var
+        norm[2][task], norm[3][task] = mean_and_variance(x, task * n, n)
 
 
 @njit(cache=True, error_model="numpy")
@@ -141,14 +141,11 @@ def affine(norm: Norm, task: Any, like: Array) -> tuple[float, float, float]:
 
 @kernel_jit(error_model="numpy")
 def fire(s: Array, x: Array, task: Any, shape: Shape, norm: Norm, numbers: Numbers, form: int) -> None:
-    """Task: the spikes of a channel, block by block, while the next channel comes."""
+    """Task: the spikes of a channel, while the next channel comes."""
     rows, steps, batch = shape
-    size, last = steps * batch, min(x.size // max(1, steps * batch), (task + 1) * rows)
-    many = max(1, BLOCK // max(1, size))
-    h, of_channel = np.empty(many * size, x.dtype), affine(norm, task, x)
-    for row in range(task * rows, last, many):
-        charge_rows(s, row * size, h, 0, x, row * size, x, (row + rows) * size, min(many, last - row), steps, batch,
-                    of_channel, numbers, form)
+    size = steps * batch
+    here = min(rows, x.size // max(1, size) - task * rows)
+    fire_rows(s, x, task * rows * size, rows * size, here, steps, batch, affine(norm, task, x), numbers, form)
 
 
 @kernel_jit(error_model="numpy")
@@ -158,18 +155,13 @@ def differentiate(
 ) -> None:
     """Task: the gradients of a channel; given: dx, ds, x. Where dx goes past the caches, dz has a place of its own."""
     (dx, ds, x), (rows, steps, batch), (gamma, _, mean, var, eps) = given, shape, norm
-    size, normed = steps * batch, gamma.size > 0
-    first, last = task * rows, min(x.size // max(1, size), (task + 1) * rows)
+    size, normed, moments = steps * batch, gamma.size > 0, no_moments()
+    at, here = task * rows * size, min(rows, x.size // max(1, size) - task * rows)
     apart = normed and dx.size * dx.itemsize >= STREAM
-    dz, start = (empty((last - first) * size, x.dtype), 0) if apart else (dx, first * size)
-    many, moments = max(1, BLOCK // max(1, size)), no_moments()
-    h, s, of_channel = np.empty(many * size, x.dtype), np.empty(many * size, np.uint8), affine(norm, task, x)
+    dz, start = (empty(here * size, x.dtype), 0) if apart else (dx, at)
     m, r = (mean[task], inverse_deviation(var[task], eps, x)) if normed else (x.dtype.type(0), x.dtype.type(0))
-    for row in range(first, last, many):
-        at, block, to = row * size, min(many, last - row), start + (row - first) * size
-        charge_rows(s, 0, h, 0, x, at, ds, at, block, steps, batch, of_channel, numbers, form)
-        return_rows(dz, to, ds, at, h, 0, x, at + many * size, block, steps, batch, surrogate, back)
-        if normed:
-            add_moments(moments, dz, to, x, at, block, steps, batch, (m, r))
+    of_channel = (*affine(norm, task, x), r)
+    differentiate_rows(dz, start, ds, x, at, moments, AHEAD, here, steps, batch, normed, form, surrogate, of_channel,
+                       numbers, back)
     if normed:
-        finish_channel(dx, dz, start, x, task, (last - first) * size, m, r, moments, gamma, dgamma, dbeta)
+        finish_channel(dx, dz, start, x, task, here * size, m, r, moments, gamma, dgamma, dbeta)

@@ -56,7 +56,7 @@ def charge_task(s: Array, h: Array, x: Array, row: int, rows: int, numbers: tupl
     steps, batch, (zero, one) = x.shape[-2], x.shape[-1], numbers[11:]
     at, rows, norm = row * steps * batch, min(rows, rows_of(x) - row), (zero, one, zero)
     flat = x.reshape(-1)
-    charge_rows(s.reshape(-1), at, h.reshape(-1), at, flat, at, flat, at, rows, steps, batch, norm, numbers, form)
+    charge_rows(s.reshape(-1), h.reshape(-1), flat, at, rows, steps, batch, norm, numbers, form)
 
 
 @kernel_jit(parallel=True, error_model="numpy")

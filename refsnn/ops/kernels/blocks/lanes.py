@@ -1,7 +1,8 @@
-"""Lanes: the vocabulary of the generators in `membrane.py` and `moments.py`, 16 numbers at a time, or 8, 4, 1.
+"""Lanes: the vocabulary of the generators in `membrane.py`, `moments.py` and `normed.py`, 16 numbers, or 8, 4, 1.
 
 Rows are (T, B) numbers in memory, one place of a map each. Samples are the lanes of a vector, so that a neuron goes
-through its steps in one lane. An equation is written once, in Python: `Lanes` turns + - * / > abs into instructions,
+through its steps in one lane. Four rows go side by side: a step waits for the one before, and while one row waits, the
+others compute. An equation is written once, in Python: `Lanes` turns + - * / > abs into instructions,
 one rounding each, in the order written. What fills no vector, the last samples of a batch or a small one, goes through
 the same equation in shorter ones, and at last as lanes of one number.
 """
@@ -16,6 +17,7 @@ from refsnn.ops.kernels.blocks.vectors import I64, REGISTER, fetch
 
 LENGTH = 16             # lanes
 SIZES = (16, 8, 4, 1)   # of a batch of 29: 16, 8, 4 and one more
+TOGETHER = 4            # rows side by side
 
 
 class Lanes:
@@ -55,10 +57,18 @@ class Lanes:
 
 
 class Rows:
-    """What a lane's body needs: loads and stores of `size` numbers, and variables."""
+    """What a lane's body needs: loads and stores of `size` numbers, their steps in time, and variables.
 
-    def __init__(self, builder: Any, number: Any, size: int) -> None:
-        self.builder, self.size, self.number = builder, size, number
+    `rows` rows (T, B) share the lanes evenly; shape: T and B. The first lane's first step is in place `first`, its row
+    starts at `row`.
+    """
+
+    def __init__(
+        self, builder: Any, number: Any, samples: int, rows: int = 1, shape: tuple[Any, Any] = (None, None),
+        row: Any = None, first: Any = None,
+    ) -> None:
+        self.builder, self.number, self.rows, self.size = builder, number, rows, samples * rows
+        (self.steps, self.batch), self.row, self.first = shape, row, first
         self.type = self.of(number)
         self.align = {"float": 4, "double": 8}[str(number)]
 
@@ -78,15 +88,43 @@ class Rows:
     def load(self, pointer: Any, at: Any) -> Lanes:
         """Lanes from pointer[at] on."""
         b = self.builder
-        return Lanes(b, b.load(b.bitcast(b.gep(pointer, [at]), self.type.as_pointer()), align=self.align))
+        pieces = [b.load(b.bitcast(b.gep(pointer, [place]), self._piece(self.number).as_pointer()), align=self.align)
+                  for place in self._places(at)]
+        while len(pieces) > 1:
+            both = 2 * pieces[0].type.count
+            pieces = [b.shuffle_vector(first, second, self._order(0, both))
+                      for first, second in zip(pieces[::2], pieces[1::2], strict=True)]
+        return Lanes(b, pieces[0])
 
     def store(self, value: Lanes, pointer: Any, at: Any, stream: bool = False) -> None:
         """The reverse; `stream` past the caches, to the start of a line."""
+        self._write(value.value, pointer, at, REGISTER if stream else self.align, stream)
+
+    def _write(self, value: Any, pointer: Any, at: Any, align: int, stream: bool) -> None:
         b = self.builder
-        place = b.bitcast(b.gep(pointer, [at]), self.type.as_pointer())
-        written = b.store(value.value, place, align=REGISTER if stream else self.align)
-        if stream:
-            written.set_metadata("nontemporal", b.module.add_metadata([ir.IntType(32)(1)]))
+        for piece, place in zip(self._split(value), self._places(at), strict=True):
+            written = b.store(piece, b.bitcast(b.gep(pointer, [place]), piece.type.as_pointer()), align=align)
+            if stream:
+                written.set_metadata("nontemporal", b.module.add_metadata([ir.IntType(32)(1)]))
+
+    def _places(self, at: Any) -> list[Any]:
+        """Of every row."""
+        b = self.builder
+        return [at, *(b.add(at, b.mul(b.mul(self.steps, self.batch), I64(k))) for k in range(1, self.rows))]
+
+    def _split(self, value: Any) -> list[Any]:
+        """The lanes of every row."""
+        b, share = self.builder, self.size // self.rows
+        return [value] if self.rows == 1 else [
+            b.shuffle_vector(value, value, self._order(k * share, share)) for k in range(self.rows)]
+
+    def _piece(self, number: Any) -> Any:
+        """The type of lanes of one row."""
+        return self.of(number) if self.rows == 1 else ir.VectorType(number, self.size // self.rows)
+
+    def _order(self, first: int, count: int) -> Any:
+        """A mask of `shuffle_vector`: consecutive lanes."""
+        return ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(first, first + count)))
 
     def store_spikes(self, mask: Any, value: Lanes, pointer: Any, at: Any) -> None:
         """Spikes as numbers, or as bytes where the pointer is to bytes."""
@@ -94,12 +132,36 @@ class Rows:
         if pointer.type.pointee != ir.IntType(8):
             self.store(value, pointer, at)
             return
-        byte = self.of(ir.IntType(8))
-        b.store(b.zext(mask, byte), b.bitcast(b.gep(pointer, [at]), byte.as_pointer()), align=1)
+        self._write(b.zext(mask, self.of(ir.IntType(8))), pointer, at, 1, False)
+
+    def added_rows(self, value: Any) -> Any:
+        """Lanes of one row: the sums over the rows, neighbours first."""
+        b, pieces = self.builder, self._split(value)
+        while len(pieces) > 1:
+            pieces = [b.fadd(*pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)]
+        alone = self.rows > 1 and self.size == self.rows
+        return b.extract_element(pieces[0], I64(0)) if alone else pieces[0]
 
     def prefetch(self, pointer: Any, at: Any) -> None:
-        """`fetch` the line at pointer[at]."""
-        fetch(self.builder, self.builder.gep(pointer, [at]))
+        """`fetch` the lines at pointer[at]."""
+        for place in self._places(at):
+            fetch(self.builder, self.builder.gep(pointer, [place]))
+
+    def in_time(self, body: Callable[[Any], None]) -> None:
+        """body(place of the first lane) for all steps."""
+        b = self.builder
+        with cgutils.for_range_slice(b, I64(0), self.steps, I64(1)) as (t, _):
+            body(b.add(self.first, b.mul(t, self.batch)))
+
+    def back_in_time(self, body: Callable[[Any], None]) -> None:
+        """The same, the last step first."""
+        b = self.builder
+        with cgutils.for_range_slice(b, I64(1), b.add(self.steps, I64(1)), I64(1)) as (k, _):
+            body(b.add(self.first, b.mul(b.sub(self.steps, k), self.batch)))
+
+    def near(self, at: Any) -> Any:
+        """A place in what holds no other rows."""
+        return self.builder.sub(at, self.row)
 
     def variable(self, value: Lanes) -> "Variable":
         """A variable that starts with a value."""
@@ -121,21 +183,21 @@ class Variable:
         self.builder.store(value.value, self.place)
 
 
-def over_rows(b: Any, number: Any, rows: Any, steps: Any, batch: Any, body: Callable[[Rows, Any, Any], None]) -> None:
-    """body(lanes, place of the first number within a row's first step, place of the row) for all rows and samples."""
-    with cgutils.for_range_slice(b, I64(0), rows, I64(1)) as (r, _):
-        row, done = b.mul(r, b.mul(steps, batch)), I64(0)
-        for size in SIZES:
-            filled = b.and_(batch, I64(-size))
-            with cgutils.for_range_slice(b, done, filled, I64(size)) as (m, _):
-                body(Rows(b, number, size), m, row)
-            done = filled
+def over_rows(b: Any, number: Any, rows: Any, shape: tuple[Any, Any], body: Callable[[Rows], None]) -> None:
+    """body(lanes) for all samples of so many rows; shape: T and B.
 
-
-def back_in_time(b: Any, steps: Any, batch: Any, row: Any, m: Any, body: Callable[[Any], None]) -> None:
-    """body(place of sample m) for all steps of a row, the last one first."""
-    with cgutils.for_range_slice(b, I64(1), b.add(steps, I64(1)), I64(1)) as (k, _):
-        body(b.add(row, b.add(b.mul(b.sub(steps, k), batch), m)))
+    Rows are the inner loop, the longer one: to enter it costs a hundred nanoseconds.
+    """
+    steps, batch = shape
+    done, many, size_of_row = I64(0), b.and_(rows, I64(-TOGETHER)), b.mul(steps, batch)
+    for size in SIZES:
+        filled = b.and_(batch, I64(-size))
+        with cgutils.for_range_slice(b, done, filled, I64(size)) as (m, _):
+            for first, last, together in ((I64(0), many, TOGETHER), (many, rows, 1)):
+                with cgutils.for_range_slice(b, first, last, I64(together)) as (r, _):
+                    row = b.mul(r, size_of_row)
+                    body(Rows(b, number, size, together, shape, row, b.add(row, m)))
+        done = filled
 
 
 def pointers(context: Any, builder: Any, kinds: tuple[Any, ...], args: Any) -> list[Any]:

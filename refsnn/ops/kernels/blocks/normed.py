@@ -1,0 +1,175 @@
+"""Building block of the fused kernels: batch norm and neurons for some rows, in one pass of the registers.
+
+What it does. Rows are (T, B) numbers of one channel; on flat arrays:
+
+    fire_rows            x -> s                 normalise, charge, fire
+    differentiate_rows   ds, x -> dz, moments   the same again, back through time, and the sums that batch norm needs
+
+Why so. Four rows of 16 samples go through all steps, their membranes into a place of a few kilobytes, and back before
+the next four come: what was read from memory is still in the first cache, and no array of membranes is made. While
+registers compute, what will be read `ahead` is on its way.
+
+What it gained, one Zen 5 core, float32, 16 numbers, from the second cache: backwards 4.1 ns; block by block of 4096
+numbers, with a function for each of the three, 5.0.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from refsnn.ops.kernels.blocks.lanes import TOGETHER, Lanes, Rows, over_rows, pointers
+from refsnn.ops.kernels.blocks.membrane import (
+    TRIANGLE,
+    charge,
+    give_back,
+    is_paper,
+    plain_charge_rows,
+    plain_return_rows,
+)
+from refsnn.ops.kernels.blocks.moments import Moments, plain_moments
+from refsnn.ops.kernels.blocks.vectors import WIDE, empty, kernel_jit, outlined
+
+Array = npt.NDArray[Any]
+Numbers = tuple[Any, ...]
+
+
+def _firing(paper: bool) -> Any:
+    """The intrinsic of `fire_rows` for the paper's neuron, or for all."""
+
+    def body(b: Any, args: list[Any]) -> None:
+        s, x, ahead, rows, steps, batch, form, *numbers = args
+
+        def neurons(lanes: Rows) -> None:
+            def take(at: Any, _: Lanes, fires: Any, spikes: Lanes) -> None:
+                lanes.prefetch(x, b.add(at, ahead))
+                lanes.store_spikes(fires, spikes, s, at)
+
+            charge(lanes, x, numbers[:3], numbers[3:], None if paper else form, take)
+
+        over_rows(b, x.type.pointee, rows, (steps, batch), neurons)
+
+    @intrinsic
+    def fire(
+        _context: Any, s: Any, x: Any, _at: Any, _ahead: Any, _rows: Any, _steps: Any, _batch: Any, _form: Any,
+        norm: Any, numbers: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            values = [*pointers(context, builder, (s, x), (args[0], args[2], args[1], args[2])), *args[3:8],
+                      *cgutils.unpack_tuple(builder, args[8], 3), *cgutils.unpack_tuple(builder, args[9], 13)]
+            outlined(builder, f"refsnn_fire_{paper}_{x.dtype}_{s.dtype}", values, body)
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(s, x, i, i, i, i, i, i, norm, numbers), generate
+
+    return fire
+
+
+def _differentiating(paper: bool) -> Any:
+    """The intrinsic of `differentiate_rows` for the paper's neuron and surrogate, or for all."""
+
+    def body(b: Any, args: list[Any]) -> None:
+        dz, ds, x, h, place, ahead, rows, steps, batch, normed, form, surrogate, *numbers = args
+        norm, r, numbers, back = numbers[:3], numbers[3], numbers[4:17], numbers[17:]
+        moments = Moments(b, place)
+
+        def neurons(lanes: Rows) -> None:
+            def remember(at: Any, u: Lanes, _fires: Any, _spikes: Lanes) -> None:
+                lanes.prefetch(x, b.add(at, ahead))
+                lanes.store(u, h, lanes.near(at))
+
+            def give(at: Any, dz_t: Lanes) -> None:
+                lanes.prefetch(ds, b.add(at, ahead))
+                lanes.store(dz_t, dz, at)
+
+            charge(lanes, x, norm, numbers, None if paper else form, remember)
+            give_back(lanes, ds, lambda at: lanes.load(h, lanes.near(at)), back, None if paper else surrogate, give)
+            with b.if_then(normed):
+                moments.add(lanes, dz, x, [norm[0], r])
+
+        over_rows(b, x.type.pointee, rows, (steps, batch), neurons)
+        moments.store()
+
+    @intrinsic
+    def differentiate(
+        _context: Any, dz: Any, _to: Any, ds: Any, x: Any, _at: Any, h: Any, moments: Any, _ahead: Any, _rows: Any,
+        _steps: Any, _batch: Any, _normed: Any, _form: Any, _surrogate: Any, norm: Any, numbers: Any, back: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            zero = context.get_constant(types.intp, 0)
+            places = (*args[:3], args[4], *args[3:6], zero, args[6], zero)
+            values = [*pointers(context, builder, (dz, ds, x, h, moments), places), *args[7:14],
+                      *cgutils.unpack_tuple(builder, args[14], 4), *cgutils.unpack_tuple(builder, args[15], 13),
+                      *cgutils.unpack_tuple(builder, args[16], 12)]
+            outlined(builder, f"refsnn_differentiate_{paper}_{x.dtype}", values, body)
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(dz, i, ds, x, i, h, moments, i, i, i, i, types.boolean, i, i, norm, numbers, back), generate
+
+    return differentiate
+
+
+if WIDE:
+    _fire_paper, _fire_all = _firing(True), _firing(False)
+    _differentiate_paper, _differentiate_all = _differentiating(True), _differentiating(False)
+
+
+@kernel_jit(error_model="numpy")
+def fire_rows(
+    s: Array, x: Array, at: int, ahead: int, rows: int, steps: int, batch: int, norm: Numbers, numbers: Numbers,
+    form: int,
+) -> None:
+    """s = spikes of `rows` rows (T, B), from place `at` on in flat arrays; s may be bytes.
+
+    norm: mean, scale and shift of x. ahead: so many numbers further on, x is asked for.
+    """
+    if not WIDE:
+        plain_charge_rows(s, at, np.empty(rows * steps * batch, x.dtype), 0, x, at, rows, steps, batch, norm, numbers,
+                          form)
+    elif is_paper(numbers, form):
+        _fire_paper(s, x, at, ahead, rows, steps, batch, form, norm, numbers)
+    else:
+        _fire_all(s, x, at, ahead, rows, steps, batch, form, norm, numbers)
+
+
+@kernel_jit(error_model="numpy")
+def differentiate_rows(
+    dz: Array, to: int, ds: Array, x: Array, at: int, moments: Array, ahead: int, rows: int, steps: int, batch: int,
+    normed: bool, form: int, surrogate: int, norm: Numbers, numbers: Numbers, back: Numbers,
+) -> None:
+    """dz, from place `to` on, and moments of `rows` rows (T, B) from place `at` on in ds and x, all flat.
+
+    norm: mean, scale, shift and r of x. normed: whether the moments are wanted. ahead: as in `fire_rows`.
+    """
+    if not WIDE:
+        _plain_differentiate(dz, to, ds, x, at, moments, rows, steps, batch, normed, form, surrogate, norm, numbers,
+                             back)
+    else:
+        h = empty(TOGETHER * steps * batch, x.dtype)
+        if is_paper(numbers, form) and surrogate == TRIANGLE:
+            _differentiate_paper(dz, to, ds, x, at, h, moments, ahead, rows, steps, batch, normed, form, surrogate,
+                                 norm, numbers, back)
+        else:
+            _differentiate_all(dz, to, ds, x, at, h, moments, ahead, rows, steps, batch, normed, form, surrogate, norm,
+                               numbers, back)
+
+
+@njit(cache=True, error_model="numpy")
+def _plain_differentiate(
+    dz: Array, to: int, ds: Array, x: Array, at: int, moments: Array, rows: int, steps: int, batch: int, normed: bool,
+    form: int, surrogate: int, norm: Numbers, numbers: Numbers, back: Numbers,
+) -> None:
+    """`differentiate_rows`, row by row, number by number."""
+    size = steps * batch
+    h, s = np.empty(size, x.dtype), np.empty(size, np.uint8)
+    for row in range(rows):
+        own, put = at + row * size, to + row * size
+        plain_charge_rows(s, 0, h, 0, x, own, 1, steps, batch, norm[:3], numbers, form)
+        plain_return_rows(dz, put, ds, own, h, 0, 1, steps, batch, surrogate, back)
+        if normed:
+            plain_moments(moments, dz, put, x, own, 1, steps, batch, (norm[0], norm[3]))
