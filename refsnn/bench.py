@@ -211,6 +211,9 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "norm_lif_inference": lambda d: ((d.reals(d.map), *_channels(d, 4), 1e-5, *NEURON, np.empty(0, np.uint8)), 0),
     "norm_lif_backward": lambda d: ((d.reals(d.map), d.reals(d.map), *_channels(d, 4), 1e-5, *NEURON, False,
                                      "triangle", 1.0), 0),
+    "norm_lif_pool_forward": lambda d: ((d.reals(d.map), *_channels(d, 2), 1e-5, *NEURON, 2), 0),
+    "norm_lif_pool_backward": lambda d: ((d.reals(d.half), d.reals(d.map), *_channels(d, 4), 1e-5, *NEURON, False,
+                                          "triangle", 1.0, 2), 0),
     "join": lambda d: ((d.reals(d.map), d.spikes(d.map).astype(np.uint8)), 0),
     "triangle_derivative": _slope,
     "rectangle_derivative": _slope,
@@ -219,7 +222,8 @@ CASES: dict[str, Callable[[Draw], Case]] = {
 }
 
 # Twins normalise with different roundings, and in float32 one membrane in millions lies between: float64 compares them.
-NORMALISED = ("norm_lif_forward", "norm_lif_inference", "norm_lif_backward")
+NORMALISED = ("norm_lif_forward", "norm_lif_inference", "norm_lif_backward", "norm_lif_pool_forward",
+              "norm_lif_pool_backward")
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring

@@ -17,7 +17,7 @@ import numpy as np
 from refsnn.chain import Residual
 from refsnn.errors import UserError
 from refsnn.evaluate import synapses
-from refsnn.fusion import Pair, grouped
+from refsnn.fusion import Group, grouped
 from refsnn.layers import BatchNorm, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, Spiking
 from refsnn.models import Network
 from refsnn.rewire import GROW
@@ -56,7 +56,7 @@ def kept(layers: Sequence[Layer], shape: Shape, counted: bool = False, as_bytes:
     counted: the input is an array that is counted already; as_bytes: it is one of spikes, a byte each.
     """
     numbers, others, largest = 0.0, 0.0, math.prod(shape)
-    pairs = {id(one.neurons): one for one in grouped(layers, NO_RECORD) if isinstance(one, Pair)}
+    groups = {id(one.neurons): one for one in grouped(layers, NO_RECORD) if isinstance(one, Group)}
     for layer in layers:
         if isinstance(layer, Residual):
             body = kept(layer.body, shape, counted, as_bytes)
@@ -64,11 +64,11 @@ def kept(layers: Sequence[Layer], shape: Shape, counted: bool = False, as_bytes:
             numbers, others = numbers + body.numbers + shortcut.numbers, others + body.bytes + shortcut.bytes
             largest, shape, counted, as_bytes = max(largest, body.largest), body.shape, False, False
             continue
-        size, pair = math.prod(shape), pairs.get(id(layer))
-        if (isinstance(layer, Conv2d | Linear | BatchNorm) or (pair and pair.norm is None)) and not counted:
+        size, group = math.prod(shape), groups.get(id(layer))
+        if (isinstance(layer, Conv2d | Linear | BatchNorm) or (group and group.norm is None)) and not counted:
             others += size * as_bytes               # its input
             numbers += size * (not as_bytes)
-        if isinstance(layer, Spiking) and not pair:
+        if isinstance(layer, Spiking) and not group:
             numbers += 2 * size                     # membrane and spikes
         shape = layer.output_shape(shape)
         if isinstance(layer, MaxPool2d):
@@ -76,9 +76,9 @@ def kept(layers: Sequence[Layer], shape: Shape, counted: bool = False, as_bytes:
         if isinstance(layer, Dropout):
             numbers += size                         # its scale is one step's: counted as all steps', a little too much
         if not isinstance(layer, Flatten):
-            counted = isinstance(layer, Spiking) and not pair
+            counted = isinstance(layer, Spiking) and not group
         if not isinstance(layer, Flatten | MaxPool2d):
-            as_bytes = pair is not None and pair.compact
+            as_bytes = group is not None and group.compact
         largest = max(largest, math.prod(shape))
     return Kept(numbers, others, largest, shape, counted)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from refsnn.fusion import Pair, as_they_ran, grouped
+from refsnn.fusion import Group, as_they_ran, grouped
 from refsnn.layers import Draw, Gradients, Layer, Records
 from refsnn.ops.join import join
 
@@ -54,10 +54,10 @@ class Residual:
 def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, list[Any]]:
     """Run layers one after the other; the output, and what each keeps for backward."""
     caches: list[Any] = []
-    for layer in grouped(layers, rec):
-        if isinstance(layer, Pair):
-            x, pair = layer.forward(x, training)
-            caches += pair
+    for layer in grouped(layers, rec, training):
+        if isinstance(layer, Group):
+            x, own = layer.forward(x, training)
+            caches += own
         else:
             x, cache = layer.forward(x, training, rng, rec)
             caches.append(cache)
@@ -70,10 +70,10 @@ def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Recor
     gradients: Gradients = {}
     end = len(caches)
     while end:
-        pair = as_they_ran(layers[:end], caches[end - 1])
-        if pair is not None:
-            end -= pair.width
-            dy, own = pair.backward(dy, caches[end : end + pair.width])
+        group = as_they_ran(layers[:end], caches[:end])
+        if group is not None:
+            end -= group.width
+            dy, own = group.backward(dy, caches[end : end + group.width])
         else:
             end -= 1
             dy, own = layers[end].backward(dy, caches[end], rec, dense)

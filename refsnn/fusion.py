@@ -1,10 +1,11 @@
-"""Neighbours in a chain that run as one: batch norm and the neurons behind it, or neurons alone (`ops/fused.py`).
+"""Neighbours in a chain that run as one: batch norm, neurons, and an average pool behind them (`ops/fused.py`).
 
 A chain of layers is what people read, and what a recorded run executes, layer by layer. Where nothing is recorded and
-kernels run, `grouped` puts a `Pair` in the place of such neighbours. It computes the same bits, passes spikes on as
-bytes where the next layer takes them, and keeps only the input of the two, from which backward computes the rest again.
-The caches are those of the layers that it stands for: batch norm's as always, and a neuron's with x, or nothing, where
-it has (h, s) otherwise.
+kernels run, `grouped` puts a `Group` in the place of such neighbours: neurons, with the batch norm before them and, in
+training, the average pool behind them, where there is one. It computes the same bits, passes spikes on as bytes where
+the next layer takes them, and keeps only its input, from which backward computes the rest again. The caches are those
+of the layers that it stands for: batch norm's as always, a neuron's with x, or nothing, where it has (h, s) otherwise,
+and nothing for the pool.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from refsnn import twin
-from refsnn.layers import BatchNorm, Conv2d, Flatten, Gradients, Layer, Linear, MaxPool2d, Records, Spiking
+from refsnn.layers import (
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Flatten,
+    Gradients,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Records,
+    Spiking,
+)
 from refsnn.ops import fused
 
 Array = npt.NDArray[Any]
@@ -23,74 +35,87 @@ Array = npt.NDArray[Any]
 _forward: Callable[..., Any] = fused.norm_lif_forward       # with arguments from a tuple, which types cannot follow
 _inference: Callable[..., Any] = fused.norm_lif_inference
 _backward: Callable[..., Any] = fused.norm_lif_backward
+_pool_forward: Callable[..., Any] = fused.norm_lif_pool_forward
+_pool_backward: Callable[..., Any] = fused.norm_lif_pool_backward
 
 
 @dataclass
-class Pair:
-    """Batch norm, or None, and neurons; `compact`: their spikes are bytes."""
+class Group:
+    """Batch norm, or None, neurons, and an average pool, or None; `compact`: their spikes are bytes."""
 
     norm: BatchNorm | None
     neurons: Spiking
     compact: bool
+    pool: AvgPool2d | None = None
 
     @property
     def width(self) -> int:
         """How many layers it stands for."""
-        return 1 if self.norm is None else 2
+        return 1 + (self.norm is not None) + (self.pool is not None)
 
     def _neuron(self) -> tuple[Any, ...]:
         n = self.neurons.neuron
         return (n.decay, n.gain, n.bias, n.v_threshold, n.v_reset, n.reset_amount, n.v_init, n.reset, n.compare, n.form)
 
     def forward(self, x: Array, training: bool) -> tuple[Array, list[Any]]:
-        """Return s, and the caches of the layers; in evaluation that of the neurons has s, (None, s), to be counted."""
+        """Return s, pooled or not, and the caches of the layers.
+
+        In evaluation, where nothing is pooled, that of the neurons has s, (None, s), to be counted.
+        """
         norm, spikes = self.norm, np.empty(0, np.uint8 if self.compact else x.dtype)
-        if norm is None:
-            s, _, _ = _forward(x, None, None, 0.0, *self._neuron(), spikes)
-            return s, [(x,) if training else (None, s)]
-        if not training:
+        if norm is not None and not training:
             s = _inference(x, norm.gamma, norm.beta, norm.running_mean, norm.running_var, norm.eps, *self._neuron(),
                            spikes)
             return s, [None, (None, s)]
-        s, mean, var = _forward(x, norm.gamma, norm.beta, norm.eps, *self._neuron(), spikes)
-        return s, [(x, mean, var, norm.moved(x, mean, var)), None]
+        affine = (None, None, 0.0) if norm is None else (norm.gamma, norm.beta, norm.eps)
+        y, mean, var = (_forward(x, *affine, *self._neuron(), spikes) if self.pool is None else
+                        _pool_forward(x, *affine, *self._neuron(), self.pool.size))
+        pooled = [] if self.pool is None else [None]
+        if norm is None:
+            return y, [(x,) if training else (None, y), *pooled]
+        return y, [(x, mean, var, norm.moved(x, mean, var)), None, *pooled]
 
-    def backward(self, ds: Array, caches: list[Any]) -> tuple[Array, Gradients]:
+    def backward(self, dy: Array, caches: list[Any]) -> tuple[Array, Gradients]:
         """Return dx and batch norm's gradients."""
         norm, slope = self.norm, (self.neurons.neuron.detach_reset, self.neurons.surrogate, self.neurons.alpha)
-        if norm is None:
-            x, none = caches[0][0], np.empty(0, caches[0][0].dtype)
-            dx, _, _ = _backward(ds, x, None, None, none, none, 0.0, *self._neuron(), *slope)
-            return dx, {}
-        x, mean, var, _ = caches[0]
-        dx, dgamma, dbeta = _backward(ds, x, norm.gamma, norm.beta, mean, var, norm.eps, *self._neuron(), *slope)
-        return dx, {f"{norm.name}.gamma": dgamma, f"{norm.name}.beta": dbeta}
+        x, none = caches[0][0], np.empty(0, caches[0][0].dtype)
+        affine = (None, None, none, none, 0.0) if norm is None else (norm.gamma, norm.beta, *caches[0][1:3], norm.eps)
+        dx, dgamma, dbeta = (_backward(dy, x, *affine, *self._neuron(), *slope) if self.pool is None else
+                             _pool_backward(dy, x, *affine, *self._neuron(), *slope, self.pool.size))
+        return dx, {} if norm is None else {f"{norm.name}.gamma": dgamma, f"{norm.name}.beta": dbeta}
 
 
-def grouped(layers: Sequence[Layer], rec: Records) -> list[Layer | Pair]:
-    """The layers in order, neighbours that run as one as a `Pair`; while something is recorded, the layers as they are.
+def grouped(layers: Sequence[Layer], rec: Records, training: bool = True) -> list[Layer | Group]:
+    """The layers in order, neighbours that run as one as a `Group`; while something is recorded, just the layers.
 
     Definitions (backends "numpy" and "both") run layer by layer as well, as do neurons whose surrogate has no kernel.
     """
     if rec.active or twin.get_backend() != "numba":
         return list(layers)
-    groups: list[Layer | Pair] = []
+    groups: list[Layer | Group] = []
     for k, layer in enumerate(layers):
+        last = groups[-1] if groups else None
         if type(layer) is Spiking and layer.surrogate in fused.SLOPES:
-            before = groups.pop() if groups and isinstance(groups[-1], BatchNorm) else None
-            groups.append(Pair(before if isinstance(before, BatchNorm) else None, layer, takes_bytes(layers[k + 1 :])))
+            before = last if isinstance(last, BatchNorm) else None
+            del groups[len(groups) - (before is not None) :]
+            groups.append(Group(before, layer, takes_bytes(layers[k + 1 :])))
+        elif training and isinstance(layer, AvgPool2d) and isinstance(last, Group) and last.pool is None:
+            last.pool = layer
         else:
             groups.append(layer)
     return groups
 
 
-def as_they_ran(layers: Sequence[Layer], cache: Any) -> Pair | None:
-    """The pair that the last of these layers ran in, forwards: its cache says so; None where it ran by itself."""
-    last = layers[-1]
-    if not isinstance(last, Spiking) or (cache is not None and len(cache) != 1):
+def as_they_ran(layers: Sequence[Layer], caches: Sequence[Any]) -> Group | None:
+    """The group that the last of these layers ran in, forwards: the caches say so; None where it ran by itself."""
+    pool = layers[-1] if caches[-1] is None and isinstance(layers[-1], AvgPool2d) else None
+    end = len(layers) - (pool is not None)
+    neurons, cache = layers[end - 1], caches[end - 1]
+    if not isinstance(neurons, Spiking) or (cache is not None and len(cache) != 1):
         return None
-    before = layers[-2] if cache is None else None
-    return Pair(before if isinstance(before, BatchNorm) else None, last, compact=False)
+    before = layers[end - 2] if cache is None else None
+    return Group(before if isinstance(before, BatchNorm) else None, neurons, compact=False,
+                 pool=pool if isinstance(pool, AvgPool2d) else None)
 
 
 def takes_bytes(layers: Sequence[Any]) -> bool:

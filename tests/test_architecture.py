@@ -43,6 +43,12 @@ ALLOWED = {
     "stock": "config datasets",
     "series": "config trace ops", "plot": "disk series config ops", "show": "*", "walk": "*", "measure": "pq topology",
 }
+# What does several operations in one pass reads those.
+FUSES = {
+    "ops/fused": {"ops/norm", "ops/neuron", "ops/pool", "ops/surrogate"},
+    "ops/kernels/fused": {"ops/kernels/norm"},
+    "ops/kernels/fused_pool": {"ops/kernels/fused", "ops/kernels/norm", "ops/kernels/pool"},
+}
 THIRD_PARTY = {
     "numba": ("twin", "ops/kernels"), "scipy": ("ops", "datasets"),
     "h5py": ("trace", "safe_read", "datasets", "export"),
@@ -82,11 +88,11 @@ def test_a_module_imports_only_what_its_level_allows(path: Path) -> None:
     own = {i.removeprefix("refsnn").lstrip(".").replace(".", "/") for i in imports(path) if i.split(".")[0] == "refsnn"}
     own -= {"errors", "schema"} if name not in ("errors", "twin", "pq", "rewire", "rng") else set()
     if name.startswith("ops/kernels"):
-        own -= {"ops/kernels/norm"} if name == "ops/kernels/fused" else set()       # what it fuses
+        own -= FUSES.get(name, set())
         assert all(f"{one}/".startswith("ops/kernels/blocks/") for one in own), (
             f"a kernel file imports building blocks only, {name} imports {own}")
     elif name.startswith("ops/"):
-        own -= {"ops/norm", "ops/neuron", "ops/surrogate"} if name == "ops/fused" else set()
+        own -= FUSES.get(name, set())
         assert own <= {"twin", "ops/sparse", "ops"}, f"{name} imports {own}"
     elif ALLOWED[name] != "*":
         allowed = ALLOWED[name].split()

@@ -5,13 +5,21 @@ import numpy as np
 import pytest
 
 from refsnn import config, twin
-from refsnn.fusion import Pair, grouped
+from refsnn.fusion import Group, grouped
 from refsnn.models import build
-from refsnn.ops.fused import SLOPES, norm_lif_backward, norm_lif_forward, norm_lif_inference
+from refsnn.ops.fused import (
+    SLOPES,
+    norm_lif_backward,
+    norm_lif_forward,
+    norm_lif_inference,
+    norm_lif_pool_backward,
+    norm_lif_pool_forward,
+)
 from refsnn.ops.join import join
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import NEURONS, lif_backward, lif_forward
 from refsnn.ops.norm import batch_norm_backward, batch_norm_forward
+from refsnn.ops.pool import avg_pool_backward, avg_pool_forward
 from refsnn.ops.surrogate import SURROGATES
 from refsnn.rng import stream
 from refsnn.trace import NO_RECORD, Recorder
@@ -19,6 +27,7 @@ from refsnn.trace import NO_RECORD, Recorder
 needs_jit = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="NUMBA_DISABLE_JIT=1: there are no kernels")
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 SHAPES = [(5, 3, 4, 3, 16), (70, 3, 2, 3, 5), (1, 1, 1, 1, 1), (7, 1, 1, 4, 33), (200, 4, 8), (40, 40, 8, 2, 16)]
+MAPS = [(5, 4, 6, 3, 16), (3, 5, 7, 2, 5), (1, 1, 1, 1, 1), (40, 8, 8, 4, 32), (2, 9, 12, 10, 48)]
 
 
 def given(shape, dtype, name, normed):
@@ -64,6 +73,25 @@ def test_fused_kernels_give_the_bits_of_their_parts(name, shape, normed, dtype) 
             np.testing.assert_array_equal(again, s)
 
 
+@needs_jit
+@dtypes
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("shape", MAPS)
+@pytest.mark.parametrize("name", ["paper", "snntorch", "spikingjelly_soft"])
+def test_pooled_kernels_give_the_bits_of_their_parts(name, shape, normed, dtype) -> None:
+    x, _, norm, n, parameters = given(shape, dtype, name, normed)
+    for surrogate, size in zip(SLOPES, (2, 2, 3, 4), strict=True):
+        dy = np.random.default_rng(1).standard_normal((shape[0], shape[1] // size, shape[2] // size, *shape[3:]))
+        ds = avg_pool_backward.run_kernel(dy.astype(dtype), size, shape[1:3])
+        s, mean, var, *gradients = apart(x, ds, norm, n, parameters, surrogate)
+        forward = norm_lif_pool_forward.run_kernel(x, *norm, 1e-5, *parameters, size)
+        backward = norm_lif_pool_backward.run_kernel(dy.astype(dtype), x, *norm, mean, var, 1e-5, *parameters,
+                                                     n.detach_reset, surrogate, SURROGATES[surrogate].alpha, size)
+        parts = (avg_pool_forward.run_kernel(s, size), mean, var, *gradients)
+        for got, expected in zip((*forward, *backward), parts, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
 @dtypes
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("name", ["paper", "snntorch", "norse", "spikingjelly_soft"])
@@ -74,9 +102,11 @@ def test_twins_agree(name, normed, dtype) -> None:
         s, mean, var = norm_lif_forward(x, *norm, 1e-5, *parameters, np.empty(0, np.uint8))
         assert s.dtype == np.uint8
         assert 0 < s.mean() < 1
+        averages, _, _ = norm_lif_pool_forward(x, *norm, 1e-5, *parameters, 2)
         for surrogate in SLOPES:
-            norm_lif_backward(ds, x, *norm, mean, var, 1e-5, *parameters, n.detach_reset, surrogate,
-                              SURROGATES[surrogate].alpha)
+            slope = (n.detach_reset, surrogate, SURROGATES[surrogate].alpha)
+            norm_lif_backward(ds, x, *norm, mean, var, 1e-5, *parameters, *slope)
+            norm_lif_pool_backward(averages, x, *norm, mean, var, 1e-5, *parameters, *slope, 2)
         if normed:
             np.testing.assert_array_equal(
                 norm_lif_inference(x, *norm, mean, var, 1e-5, *parameters, np.empty(0, dtype)), s)
@@ -102,7 +132,8 @@ def test_a_join_adds_bytes_as_it_adds_floats(shape) -> None:
             np.testing.assert_array_equal(join(along, along), along + along)
 
 
-CHAINS = ["4C3 MP2 6C3/nonorm AP2 FC8 FC VOTE2", "4C3 6R 8Rs2 GAP FC12 FC", "4C3/nolif 4C3s2 DP0.3 FC"]
+CHAINS = ["4C3 MP2 6C3/nonorm AP2 FC8 FC VOTE2", "4C3 AP2 AP2 6C3 AP2 FC", "4C3 6R 8Rs2 GAP FC12 FC",
+          "4C3/nolif 4C3s2 DP0.3 FC"]
 
 
 def network_of(text, *overrides):
@@ -147,11 +178,12 @@ def test_a_forward_pass_that_was_recorded_goes_back_without_a_recorder(text) -> 
 @needs_jit
 def test_what_is_fused() -> None:
     def pairs(text, *overrides):
-        return [one for one in grouped(network_of(text, *overrides).layers, NO_RECORD) if isinstance(one, Pair)]
+        return [one for one in grouped(network_of(text, *overrides).layers, NO_RECORD) if isinstance(one, Group)]
 
-    assert [(one.width, one.compact) for one in pairs(CHAINS[0])] == [(2, True), (1, False), (1, True)]
-    assert [(one.width, one.compact) for one in pairs(CHAINS[1])] == [(2, True), (1, True), (1, False), (1, True)]
+    assert [(one.width, one.compact) for one in pairs(CHAINS[0])] == [(2, True), (2, False), (1, True)]
+    assert [(one.width, one.compact) for one in pairs(CHAINS[1])] == [(3, False), (3, False)]
+    assert [(one.width, one.compact) for one in pairs(CHAINS[2])] == [(2, True), (1, True), (2, False), (1, True)]
     assert pairs(CHAINS[0], "neuron.surrogate=erf") == [], "an exponential has no kernel"
     with twin.backend("both"):
         assert pairs(CHAINS[0]) == [], "definitions are compared layer by layer"
-    assert not any(isinstance(one, Pair) for one in grouped(network_of(CHAINS[0]).layers, Recorder()))
+    assert not any(isinstance(one, Group) for one in grouped(network_of(CHAINS[0]).layers, Recorder()))

@@ -1,7 +1,8 @@
-"""Batch norm and the neuron in one: two operations done as one pass over memory, which keep less than the two.
+"""Batch norm and the neuron in one, and the average pool behind: one pass over memory, which keeps less than they do.
 
     forward    z = batch norm of x, s = spikes of z              only s leaves, a byte each; z and h are not kept
     backward   z and h are computed again from x; then the gradient of `lif_forward`, then that of batch norm
+    pooled     the same with averages of spikes instead of spikes, which then are not kept either
 
 Nothing new is computed here: the definitions below call those of `norm.py`, `neuron.py` and `surrogate.py` one after
 the other, and the kernels give, bit for bit, what the kernels of those give. A run uses them where nothing is recorded
@@ -15,6 +16,7 @@ and no definition is read (`refsnn/fusion.py`). Without gamma there is no batch 
 | decay, gain, bias, v_threshold, v_reset, reset_amount, v_init | of the neuron, as in the table of `neuron.py` |
 | reset, compare, form, detach_reset | the same |
 | spikes | (0,) an empty array; its dtype, uint8 or that of x, is that of the spikes |
+| size | side of the window that spikes are averaged over, places |
 | surrogate, alpha | whose derivative stands in for the step's, `surrogate.py`; only those without an exponential |
 """
 
@@ -25,6 +27,7 @@ import numpy.typing as npt
 
 from refsnn.ops.neuron import Compare, Form, Reset, lif_backward, lif_forward
 from refsnn.ops.norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
+from refsnn.ops.pool import avg_pool_backward, avg_pool_forward
 from refsnn.ops.surrogate import SURROGATES
 from refsnn.twin import op
 
@@ -87,3 +90,36 @@ def norm_lif_backward(
     if gamma is None:
         return dz, np.empty(0, x.dtype), np.empty(0, x.dtype)
     return batch_norm_backward.definition(dz, x, mean, var, gamma, eps)
+
+
+@op(kernel="fused_pool:norm_lif_pool_forward_kernel", agree="sum")
+def norm_lif_pool_forward(
+    x: Array, gamma: Array | None, beta: Array | None, eps: float, decay: float, gain: float, bias: float,
+    v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: Reset, compare: Compare, form: Form,
+    size: int,
+) -> tuple[Array, Array, Array]:
+    """As `norm_lif_forward`, its spikes averaged over windows.
+
+    x (C, H, W, T, B). Returns y (C, h, w, T, B) as `avg_pool_forward` does, mean and var.
+    Parameters: the module's table. Raises ValueError as `lif_forward`.
+    """
+    s, mean, var = norm_lif_forward.definition(x, gamma, beta, eps, decay, gain, bias, v_threshold, v_reset,
+                                               reset_amount, v_init, reset, compare, form, x)
+    return avg_pool_forward.definition(s, size), mean, var
+
+
+@op(kernel="fused_pool:norm_lif_pool_backward_kernel", agree="sum")
+def norm_lif_pool_backward(
+    dy: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float, decay: float,
+    gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: Reset,
+    compare: Compare, form: Form, detach_reset: bool, surrogate: Slope, alpha: float, size: int,
+) -> tuple[Array, Array, Array]:
+    """From the gradient of the averages to those of x, gamma and beta, as `norm_lif_backward`.
+
+    dy         (C, h, w, T, B)   gradient of the averages
+    mean, var  (C,)              as `norm_lif_pool_forward` returned them
+    Returns dx (C, H, W, T, B), dgamma, dbeta. Parameters: the module's table.
+    """
+    ds = avg_pool_backward.definition(dy, size, (x.shape[1], x.shape[2]))
+    return norm_lif_backward.definition(ds, x, gamma, beta, mean, var, eps, decay, gain, bias, v_threshold, v_reset,
+                                        reset_amount, v_init, reset, compare, form, detach_reset, surrogate, alpha)

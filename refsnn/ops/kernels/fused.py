@@ -143,9 +143,9 @@ def affine(norm: Norm, task: Any, like: Array) -> tuple[float, float, float]:
 def fire(s: Array, x: Array, task: Any, shape: Shape, norm: Norm, numbers: Numbers, form: int) -> None:
     """Task: the spikes of a channel, while the next channel comes."""
     rows, steps, batch = shape
-    size = steps * batch
+    size, at = steps * batch, task * rows * steps * batch
     here = min(rows, x.size // max(1, size) - task * rows)
-    fire_rows(s, x, task * rows * size, rows * size, here, steps, batch, affine(norm, task, x), numbers, form)
+    fire_rows(s, at, x, at, rows * size, here, steps, batch, affine(norm, task, x), numbers, form)
 
 
 @kernel_jit(error_model="numpy")
@@ -155,13 +155,13 @@ def differentiate(
 ) -> None:
     """Task: the gradients of a channel; given: dx, ds, x. Where dx goes past the caches, dz has a place of its own."""
     (dx, ds, x), (rows, steps, batch), (gamma, _, mean, var, eps) = given, shape, norm
-    size, normed, moments = steps * batch, gamma.size > 0, no_moments()
+    size, normed, moments = steps * batch, gamma.size > 0, no_moments(batch)
     at, here = task * rows * size, min(rows, x.size // max(1, size) - task * rows)
     apart = normed and dx.size * dx.itemsize >= STREAM
     dz, start = (empty(here * size, x.dtype), 0) if apart else (dx, at)
     m, r = (mean[task], inverse_deviation(var[task], eps, x)) if normed else (x.dtype.type(0), x.dtype.type(0))
     of_channel = (*affine(norm, task, x), r)
-    differentiate_rows(dz, start, ds, x, at, moments, AHEAD, here, steps, batch, normed, form, surrogate, of_channel,
-                       numbers, back)
+    differentiate_rows(dz, start, ds, at, x, at, moments, AHEAD, here, steps, batch, normed, form, surrogate,
+                       of_channel, numbers, back)
     if normed:
         finish_channel(dx, dz, start, x, task, here * size, m, r, moments, gamma, dgamma, dbeta)

@@ -85,7 +85,7 @@ def backward_channel(
     """Task: channel c of x (C, ...), whose last two axes, if it has them, are T and B."""
     n, batch = x.size // x.shape[0], x.shape[-1]
     steps, source, gradient = x.shape[-2] if x.ndim > 2 else 1, x.reshape(-1), dy.reshape(-1)
-    r, moments = inverse_deviation(var[c], eps, x), no_moments()
+    r, moments = inverse_deviation(var[c], eps, x), no_moments(batch)
     add_moments(moments, gradient, source, c * n, n // max(1, steps * batch), steps, batch, (mean[c], r))
     finish_channel(dx.reshape(-1), gradient, c * n, source, c, n, mean[c], r, moments, gamma, dgamma, dbeta)
 

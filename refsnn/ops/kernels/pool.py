@@ -50,7 +50,7 @@ def average_row(target: Array, source: Array, row: Any, size: int) -> None:
             for n in range(samples):
                 total = zero
                 for number in range(4):
-                    total += source[c, 2 * p + number // 2, 2 * q + number % 2, n]
+                    total += target.dtype.type(source[c, 2 * p + number // 2, 2 * q + number % 2, n])
                 target[c, p, q, n] = total / places
             continue
         for n in range(samples):
@@ -69,30 +69,29 @@ def avg_pool_backward_kernel(dy: Array, size: int, input_size: tuple[int, int]) 
     height, width = input_size
     dx = np.empty((channels, height, width, steps, batch), dy.dtype)
     source = dy.reshape((channels, h, w, steps * batch))
-    target = dx.reshape((channels, height, width, steps * batch))
+    target = dx.reshape((channels * height, width, steps * batch))
     if dx.size < SERIAL:
         for row in range(channels * height):
-            share_row(target, source, row, size)
+            share_row(target, row, source, row // height, row % height, size)
     else:
         for row in prange(channels * height):
-            share_row(target, source, np.int64(row), size)
+            share_row(target, np.int64(row), source, np.int64(row) // height, np.int64(row) % height, size)
     return dx
 
 
 @njit(cache=True, error_model="numpy")
-def share_row(target: Array, source: Array, row: Any, size: int) -> None:
-    """Task: one row of the map, each place a share of its window's gradient."""
-    _, height, width, samples = target.shape
-    zero, places = target.dtype.type(0), target.dtype.type(size * size)
-    c, r, p = row // height, row % height, row % height // size
+def share_row(target: Array, to: Any, source: Array, c: Any, row: Any, size: int) -> None:
+    """One row of a map, into row `to` of the target: each place a share of its window's gradient in channel c."""
+    _, width, samples = target.shape
+    zero, places, p = target.dtype.type(0), target.dtype.type(size * size), row // size
     inside = source.shape[2] if p < source.shape[1] else 0
     for q in range(inside):
         for j in range(size):
             for n in range(samples):
-                target[c, r, q * size + j, n] = source[c, p, q, n] / places
+                target[to, q * size + j, n] = source[c, p, q, n] / places
     for k in range(inside * size, width):
         for n in range(samples):
-            target[c, r, k, n] = zero
+            target[to, k, n] = zero
 
 
 @njit(cache=True, parallel=True, error_model="numpy")

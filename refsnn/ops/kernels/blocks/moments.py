@@ -9,10 +9,10 @@ What it does. For one channel of x and dy = dL/dy, (T, B) rows, on flat arrays:
 
 Why so. The sums must have one order, whatever the number of threads and however a channel is cut into blocks, and
 float64 for every number costs more than all the rest. So samples are lanes: a lane sums the steps of a row, the last
-one first, and of four rows, in x's dtype, and what comes of them in float64. `moments` (2, 32): 16 lanes, and those of
-shorter vectors. dx may go past the caches, where it is larger than they are: a line that is written as a whole need not
-be read. Mean and variance know of no rows: number i goes to lane i % 64, `RUN` numbers of a lane are summed in x's
-dtype, runs in float64. The variance takes a second pass around the mean.
+one first, and of four rows, in x's dtype, and what comes of them in float64: `moments` (2, B). dx may go past the
+caches, where it is larger than they are: a line that is written as a whole need not be read. Mean and variance know of
+no rows: number i goes to lane i % 64, `RUN` numbers of a lane are summed in x's dtype, runs in float64. The variance
+takes a second pass around the mean.
 
 What it gained, one Zen 5 core, float32, 16 numbers in the first cache: sums in float64 from numbers one after another
 2.2 ns, here 0.5; mean and variance likewise 2.1 ns, here 0.8.
@@ -79,52 +79,32 @@ def _summing(squares: bool) -> Any:
     return add
 
 
-class Moments:
-    """For generators: the two sums of `moments`. Those of 16 lanes stay in registers until they are stored."""
+def sum_moments(lanes: Rows, moments: Any, dy: Any, x: Any, numbers: list[Any]) -> None:
+    """For generators: what some lanes give to `moments`; numbers: mean and r."""
+    b = lanes.builder
+    mean, r, zero = (lanes.lanes(value) for value in (*numbers, ir.Constant(numbers[0].type, 0.0)))
+    plain, weighted = lanes.variable(zero), lanes.variable(zero)
 
-    def __init__(self, builder: Any, moments: Any) -> None:
-        b = self.builder = builder
-        double, number = ir.VectorType(ir.DoubleType(), LENGTH), ir.DoubleType().as_pointer()
-        starts = [b.bitcast(b.gep(moments, [I64(2 * LENGTH * k)]), number) for k in range(2)]
-        self.places = [b.bitcast(start, double.as_pointer()) for start in starts]
-        self.totals = [cgutils.alloca_once_value(b, b.load(place, align=8)) for place in self.places]
-        self.rest = [b.gep(start, [I64(LENGTH)]) for start in starts]
+    def step(at: Any) -> None:
+        g = lanes.load(dy, at)
+        plain.set(plain.get() + g)
+        x_hat = (lanes.load(x, at) - mean) * r
+        weighted.set(Lanes(b, g.value, FUSED) * x_hat + weighted.get())
 
-    def add(self, lanes: Rows, dy: Any, x: Any, numbers: list[Any]) -> None:
-        """Add what some rows give; numbers: mean and r."""
-        b = self.builder
-        mean, r, zero = (lanes.lanes(value) for value in (*numbers, ir.Constant(numbers[0].type, 0.0)))
-        plain, weighted = lanes.variable(zero), lanes.variable(zero)
-
-        def step(at: Any) -> None:
-            g = lanes.load(dy, at)
-            plain.set(plain.get() + g)
-            x_hat = (lanes.load(x, at) - mean) * r
-            weighted.set(Lanes(b, g.value, FUSED) * x_hat + weighted.get())
-
-        lanes.back_in_time(step)
-        one = Rows(b, lanes.number, lanes.size // lanes.rows)
-        kind = one.of(ir.DoubleType())
-        for k, variable in enumerate((plain, weighted)):
-            own = lanes.added_rows(variable.get().value)
-            place = self.totals[k] if one.size == LENGTH else b.bitcast(self.rest[k], kind.as_pointer())
-            total = b.fadd(b.load(place, align=8), own if lanes.align == 8 else b.fpext(own, kind))
-            b.store(total, place, align=8)
-
-    def store(self) -> None:
-        """Store what is in registers."""
-        for total, place in zip(self.totals, self.places, strict=True):
-            self.builder.store(self.builder.load(total), place, align=8)
+    lanes.back_in_time(step)
+    totals, m = Rows(b, ir.DoubleType(), lanes.size // lanes.rows), lanes.near(lanes.first)
+    for at, variable in ((m, plain), (b.add(lanes.batch, m), weighted)):
+        own = lanes.added_rows(variable.get().value)
+        total = totals.load(moments, at) + Lanes(b, own if lanes.align == 8 else b.fpext(own, totals.type))
+        totals.store(total, moments, at)
 
 
 def _adding() -> Any:
     """The intrinsic of `add_moments`."""
 
     def body(b: Any, args: list[Any]) -> None:
-        place, dy, x, rows, steps, batch, *numbers = args
-        moments = Moments(b, place)
-        over_rows(b, dy.type.pointee, rows, (steps, batch), lambda lanes: moments.add(lanes, dy, x, numbers))
-        moments.store()
+        moments, dy, x, rows, steps, batch, *numbers = args
+        over_rows(b, dy.type.pointee, rows, (steps, batch), lambda lanes: sum_moments(lanes, moments, dy, x, numbers))
 
     @intrinsic
     def add(
@@ -221,8 +201,8 @@ def plain_moments(
                 at = (row * steps + steps - 1 - k) * batch + m
                 plain += dy[dy_at + at]
                 weighted += dy[dy_at + at] * ((x[x_at + at] - mean) * r)
-            moments[0, m % LENGTH] += plain
-            moments[1, m % LENGTH] += weighted
+            moments[0, m] += plain
+            moments[1, m] += weighted
 
 
 def _through_norm(
@@ -270,12 +250,12 @@ def mean_and_variance(x: Array, at: int, n: int) -> tuple[float, float]:
 
 
 @njit(cache=True)
-def no_moments() -> Array:
-    """Sums of nothing."""
-    return np.zeros((2, 2 * LENGTH), np.float64)
+def no_moments(batch: int) -> Array:
+    """Sums of nothing, for each of so many samples."""
+    return np.zeros((2, batch), np.float64)
 
 
 @njit(cache=True)
 def total_moments(moments: Array) -> tuple[float, float]:
-    """Sum of dy and of dy x_hat: lanes are added one after another."""
+    """Sum of dy and of dy x_hat: samples are added one after another."""
     return _total(moments[0]), _total(moments[1])

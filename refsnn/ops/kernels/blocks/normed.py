@@ -30,7 +30,7 @@ from refsnn.ops.kernels.blocks.membrane import (
     plain_charge_rows,
     plain_return_rows,
 )
-from refsnn.ops.kernels.blocks.moments import Moments, plain_moments
+from refsnn.ops.kernels.blocks.moments import plain_moments, sum_moments
 from refsnn.ops.kernels.blocks.vectors import WIDE, empty, kernel_jit, outlined
 
 Array = npt.NDArray[Any]
@@ -54,17 +54,17 @@ def _firing(paper: bool) -> Any:
 
     @intrinsic
     def fire(
-        _context: Any, s: Any, x: Any, _at: Any, _ahead: Any, _rows: Any, _steps: Any, _batch: Any, _form: Any,
-        norm: Any, numbers: Any,
+        _context: Any, s: Any, _to: Any, x: Any, _at: Any, _ahead: Any, _rows: Any, _steps: Any, _batch: Any,
+        _form: Any, norm: Any, numbers: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
-            values = [*pointers(context, builder, (s, x), (args[0], args[2], args[1], args[2])), *args[3:8],
-                      *cgutils.unpack_tuple(builder, args[8], 3), *cgutils.unpack_tuple(builder, args[9], 13)]
+            values = [*pointers(context, builder, (s, x), args[:4]), *args[4:9],
+                      *cgutils.unpack_tuple(builder, args[9], 3), *cgutils.unpack_tuple(builder, args[10], 13)]
             outlined(builder, f"refsnn_fire_{paper}_{x.dtype}_{s.dtype}", values, body)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(s, x, i, i, i, i, i, i, norm, numbers), generate
+        return types.void(s, i, x, i, i, i, i, i, i, norm, numbers), generate
 
     return fire
 
@@ -73,9 +73,8 @@ def _differentiating(paper: bool) -> Any:
     """The intrinsic of `differentiate_rows` for the paper's neuron and surrogate, or for all."""
 
     def body(b: Any, args: list[Any]) -> None:
-        dz, ds, x, h, place, ahead, rows, steps, batch, normed, form, surrogate, *numbers = args
+        dz, ds, x, h, moments, ahead, rows, steps, batch, normed, form, surrogate, *numbers = args
         norm, r, numbers, back = numbers[:3], numbers[3], numbers[4:17], numbers[17:]
-        moments = Moments(b, place)
 
         def neurons(lanes: Rows) -> None:
             def remember(at: Any, u: Lanes, _fires: Any, _spikes: Lanes) -> None:
@@ -89,27 +88,27 @@ def _differentiating(paper: bool) -> Any:
             charge(lanes, x, norm, numbers, None if paper else form, remember)
             give_back(lanes, ds, lambda at: lanes.load(h, lanes.near(at)), back, None if paper else surrogate, give)
             with b.if_then(normed):
-                moments.add(lanes, dz, x, [norm[0], r])
+                sum_moments(lanes, moments, dz, x, [norm[0], r])
 
         over_rows(b, x.type.pointee, rows, (steps, batch), neurons)
-        moments.store()
 
     @intrinsic
     def differentiate(
-        _context: Any, dz: Any, _to: Any, ds: Any, x: Any, _at: Any, h: Any, moments: Any, _ahead: Any, _rows: Any,
-        _steps: Any, _batch: Any, _normed: Any, _form: Any, _surrogate: Any, norm: Any, numbers: Any, back: Any,
+        _context: Any, dz: Any, _to: Any, ds: Any, _of: Any, x: Any, _at: Any, h: Any, moments: Any, _ahead: Any,
+        _rows: Any, _steps: Any, _batch: Any, _normed: Any, _form: Any, _surrogate: Any, norm: Any, numbers: Any,
+        back: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
             zero = context.get_constant(types.intp, 0)
-            places = (*args[:3], args[4], *args[3:6], zero, args[6], zero)
-            values = [*pointers(context, builder, (dz, ds, x, h, moments), places), *args[7:14],
-                      *cgutils.unpack_tuple(builder, args[14], 4), *cgutils.unpack_tuple(builder, args[15], 13),
-                      *cgutils.unpack_tuple(builder, args[16], 12)]
+            values = [*pointers(context, builder, (dz, ds, x, h, moments), (*args[:7], zero, args[7], zero)),
+                      *args[8:15], *cgutils.unpack_tuple(builder, args[15], 4),
+                      *cgutils.unpack_tuple(builder, args[16], 13), *cgutils.unpack_tuple(builder, args[17], 12)]
             outlined(builder, f"refsnn_differentiate_{paper}_{x.dtype}", values, body)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(dz, i, ds, x, i, h, moments, i, i, i, i, types.boolean, i, i, norm, numbers, back), generate
+        given = (dz, i, ds, i, x, i, h, moments, i, i, i, i, types.boolean, i, i, norm, numbers, back)
+        return types.void(*given), generate
 
     return differentiate
 
@@ -121,48 +120,48 @@ if WIDE:
 
 @kernel_jit(error_model="numpy")
 def fire_rows(
-    s: Array, x: Array, at: int, ahead: int, rows: int, steps: int, batch: int, norm: Numbers, numbers: Numbers,
-    form: int,
+    s: Array, to: int, x: Array, at: int, ahead: int, rows: int, steps: int, batch: int, norm: Numbers,
+    numbers: Numbers, form: int,
 ) -> None:
-    """s = spikes of `rows` rows (T, B), from place `at` on in flat arrays; s may be bytes.
+    """s, from place `to` on, = spikes of `rows` rows (T, B) from place `at` on in x, both flat; s may be bytes.
 
     norm: mean, scale and shift of x. ahead: so many numbers further on, x is asked for.
     """
     if not WIDE:
-        plain_charge_rows(s, at, np.empty(rows * steps * batch, x.dtype), 0, x, at, rows, steps, batch, norm, numbers,
+        plain_charge_rows(s, to, np.empty(rows * steps * batch, x.dtype), 0, x, at, rows, steps, batch, norm, numbers,
                           form)
     elif is_paper(numbers, form):
-        _fire_paper(s, x, at, ahead, rows, steps, batch, form, norm, numbers)
+        _fire_paper(s, to, x, at, ahead, rows, steps, batch, form, norm, numbers)
     else:
-        _fire_all(s, x, at, ahead, rows, steps, batch, form, norm, numbers)
+        _fire_all(s, to, x, at, ahead, rows, steps, batch, form, norm, numbers)
 
 
 @kernel_jit(error_model="numpy")
 def differentiate_rows(
-    dz: Array, to: int, ds: Array, x: Array, at: int, moments: Array, ahead: int, rows: int, steps: int, batch: int,
-    normed: bool, form: int, surrogate: int, norm: Numbers, numbers: Numbers, back: Numbers,
+    dz: Array, to: int, ds: Array, of: int, x: Array, at: int, moments: Array, ahead: int, rows: int, steps: int,
+    batch: int, normed: bool, form: int, surrogate: int, norm: Numbers, numbers: Numbers, back: Numbers,
 ) -> None:
-    """dz, from place `to` on, and moments of `rows` rows (T, B) from place `at` on in ds and x, all flat.
+    """dz and moments of `rows` rows (T, B); places `to`, `of` and `at` on in dz, ds and x, which are flat.
 
     norm: mean, scale, shift and r of x. normed: whether the moments are wanted. ahead: as in `fire_rows`.
     """
     if not WIDE:
-        _plain_differentiate(dz, to, ds, x, at, moments, rows, steps, batch, normed, form, surrogate, norm, numbers,
+        _plain_differentiate(dz, to, ds, of, x, at, moments, rows, steps, batch, normed, form, surrogate, norm, numbers,
                              back)
     else:
         h = empty(TOGETHER * steps * batch, x.dtype)
         if is_paper(numbers, form) and surrogate == TRIANGLE:
-            _differentiate_paper(dz, to, ds, x, at, h, moments, ahead, rows, steps, batch, normed, form, surrogate,
+            _differentiate_paper(dz, to, ds, of, x, at, h, moments, ahead, rows, steps, batch, normed, form, surrogate,
                                  norm, numbers, back)
         else:
-            _differentiate_all(dz, to, ds, x, at, h, moments, ahead, rows, steps, batch, normed, form, surrogate, norm,
-                               numbers, back)
+            _differentiate_all(dz, to, ds, of, x, at, h, moments, ahead, rows, steps, batch, normed, form, surrogate,
+                               norm, numbers, back)
 
 
 @njit(cache=True, error_model="numpy")
 def _plain_differentiate(
-    dz: Array, to: int, ds: Array, x: Array, at: int, moments: Array, rows: int, steps: int, batch: int, normed: bool,
-    form: int, surrogate: int, norm: Numbers, numbers: Numbers, back: Numbers,
+    dz: Array, to: int, ds: Array, of: int, x: Array, at: int, moments: Array, rows: int, steps: int, batch: int,
+    normed: bool, form: int, surrogate: int, norm: Numbers, numbers: Numbers, back: Numbers,
 ) -> None:
     """`differentiate_rows`, row by row, number by number."""
     size = steps * batch
@@ -170,6 +169,6 @@ def _plain_differentiate(
     for row in range(rows):
         own, put = at + row * size, to + row * size
         plain_charge_rows(s, 0, h, 0, x, own, 1, steps, batch, norm[:3], numbers, form)
-        plain_return_rows(dz, put, ds, own, h, 0, 1, steps, batch, surrogate, back)
+        plain_return_rows(dz, put, ds, of + row * size, h, 0, 1, steps, batch, surrogate, back)
         if normed:
             plain_moments(moments, dz, put, x, own, 1, steps, batch, (norm[0], norm[3]))
