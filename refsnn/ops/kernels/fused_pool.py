@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from refsnn.ops.kernels.blocks import empty, kernel_jit
+from refsnn.ops.kernels.blocks import copy, empty, kernel_jit
 from refsnn.ops.kernels.blocks.lanes import TOGETHER
 from refsnn.ops.kernels.blocks.membrane import neuron_numbers, return_numbers
 from refsnn.ops.kernels.blocks.moments import no_moments
@@ -109,7 +109,10 @@ def differentiate_pooled(
     for first in range(0, height, many):
         lines = min(many, height - first)
         for row in range(lines):
-            share_row(shares, row, dy, c, first + row, size)
+            if row > 0 and (first + row) % size > 0:            # of the same windows as the row before
+                copy(ds, row * line, ds, (row - 1) * line, line)
+            else:
+                share_row(shares, row, dy, c, first + row, size)
         differentiate_rows(dz, start + first * line, ds, 0, flat, at + first * line, moments, AHEAD, lines * width,
                            steps, batch, normed, form, surrogate, of_channel, numbers, back)
     if normed:

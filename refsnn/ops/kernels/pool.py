@@ -86,9 +86,11 @@ def share_row(target: Array, to: Any, source: Array, c: Any, row: Any, size: int
     zero, places, p = target.dtype.type(0), target.dtype.type(size * size), row // size
     inside = source.shape[2] if p < source.shape[1] else 0
     for q in range(inside):
-        for j in range(size):
+        for n in range(samples):
+            target[to, q * size, n] = source[c, p, q, n] / places
+        for k in range(q * size + 1, (q + 1) * size):
             for n in range(samples):
-                target[to, q * size + j, n] = source[c, p, q, n] / places
+                target[to, k, n] = target[to, q * size, n]
     for k in range(inside * size, width):
         for n in range(samples):
             target[to, k, n] = zero

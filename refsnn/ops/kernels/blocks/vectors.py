@@ -74,12 +74,17 @@ def kernel_jit(**options: Any) -> Callable[[Any], Any]:
 
 
 def outlined(builder: Any, name: str, values: list[Any], body: Callable[[Any, list[Any]], None]) -> None:
-    """Call the function of that name, which `body` writes at its first use."""
+    """Call the function of that name, which `body` writes at its first use.
+
+    For size: LLVM would repeat loops that are written out already, and run out of registers for their addresses.
+    """
     module, kind = builder.module, ir.FunctionType(ir.VoidType(), [value.type for value in values])
     function = module.globals.get(name)
     if function is None:
         function = ir.Function(module, kind, name)
         function.linkage = "internal"
+        function.attributes.add("noinline")
+        function.attributes.add("optsize")
         inner = ir.IRBuilder(function.append_basic_block())
         body(inner, list(function.args))
         inner.ret_void()
