@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 
 from refsnn.fusion import Group, as_they_ran, grouped
-from refsnn.layers import Draw, Gradients, Layer, Records
+from refsnn.layers import BatchNorm, Draw, Gradients, Layer, Records
 from refsnn.ops.join import join
 
 Array = npt.NDArray[Any]
@@ -66,19 +66,30 @@ def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec:
 
 def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Records, dense: bool
                    ) -> tuple[Array, Gradients]:
-    """Run layers backwards, from the last to the first; the gradient of the input, and those of all parameters."""
+    """Run layers backwards, from the last to the first; the gradient of the input, and those of all parameters.
+
+    The caches are used up on the way: the largest maps belong to the first layers, and by then most others are free.
+    """
     gradients: Gradients = {}
     end = len(caches)
     while end:
-        group = as_they_ran(layers[:end], caches[:end])
+        group, last = as_they_ran(layers[:end], caches[:end]), end
         if group is not None:
             end -= group.width
-            dy, own = group.backward(dy, caches[end : end + group.width])
+            dy, own = group.backward(dy, caches[end:last])
         else:
             end -= 1
             dy, own = layers[end].backward(dy, caches[end], rec, dense)
+        caches[end:last] = map(_rest, layers[end:last], caches[end:last])
         gradients |= own
     return dy, gradients
+
+
+def _rest(layer: Layer, cache: Any) -> Any:
+    """What a step still wants of a cache after its backward: new running statistics."""
+    if isinstance(layer, Residual):
+        return cache
+    return (None, None, None, cache[3]) if isinstance(layer, BatchNorm) else None
 
 
 def leaves(layers: list[Layer]) -> Iterator[Layer]:

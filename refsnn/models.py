@@ -45,7 +45,10 @@ class Network:
         return chain_forward(self.layers, x, training, rng, rec)
 
     def backward(self, dlogits: Array, caches: list[Any], rec: Records, dense: bool = False) -> Gradients:
-        """Return the gradient of every parameter by name; with `dense`, also "<weight>.dense" at every place."""
+        """Return the gradient of every parameter by name; with `dense`, also "<weight>.dense" at every place.
+
+        The caches are used up; what `commit` takes over is left.
+        """
         return chain_backward(self.layers, dlogits, caches, rec, dense)[1]
 
     def commit(self, caches: list[Any]) -> None:
