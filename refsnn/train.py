@@ -140,8 +140,8 @@ def run_every_kernel(state: State, data: Dataset) -> None:
     config, network = state.config, state.network
     encoded = one_sample(config, data)
     network.forward(encoded, False, partial(_draw, config.seed, 0), NO_RECORD)
-    logits, caches = network.forward(encoded, True, partial(_draw, config.seed, 0), NO_RECORD)
     for dense in (False, True):
+        logits, caches = network.forward(encoded, True, partial(_draw, config.seed, 0), NO_RECORD)
         network.backward(logits, caches, NO_RECORD, dense)
 
 
