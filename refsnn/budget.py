@@ -121,7 +121,7 @@ def holdings(network: Network, config: Config) -> dict[str, int]:
             sum(a.size for a in network.parameters.values()) * (numbers * item + extra),
         f"growth memory ({config.rewire.grow}; at every place, connected or not)":
             len(GROW[config.rewire.grow].reads) * places * item,
-        "masks kept for the tables (three, one byte a place)": 3 * places,
+        "masks kept for the tables (three, one bit a place)": 3 * sum(-(-w.size // 8) for w in weights),
     }
 
 

@@ -66,7 +66,12 @@ def energy_pj(sops: float, macs: float) -> float:
     return PICOJOULE_PER_SOP * sops + PICOJOULE_PER_MAC * macs
 
 
+def connections(mask: Array) -> int:
+    """Number of connections of a mask that is packed a bit a place, (n,) uint8."""
+    return int(np.count_nonzero(np.unpackbits(mask)))
+
+
 def overlap(mask: Array, other: Array) -> float:
-    """Share of the connections of `mask` that are also in `other`; 1 for an empty mask."""
-    active = int(mask.sum())
-    return float((mask & other).sum() / active) if active else 1.0
+    """Share of the connections of `mask` that are also in `other`, both packed; 1 for an empty mask."""
+    active = connections(mask)
+    return connections(mask & other) / active if active else 1.0

@@ -25,6 +25,8 @@ from refsnn.topology import draw_mask, layer_counts
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
+ROWS = 64       # neurons whose weights are drawn at a time
+
 
 @dataclass
 class Network:
@@ -130,9 +132,13 @@ def build(config: Config, input_shape: Shape, classes: int) -> Network:
     drawn = draw_masks(config, plan.weights)
     given = read_given(config.structure.start, plan.weights | plan.others)
     masks = {name: given_mask(given, name, drawn[name]) for name in plan.weights}
-    initial = {name: initial_weight(config, name, masks[name]) for name in plan.weights}
-    initial |= {name: given[name].astype(config.dtype) for name in plan.weights if name in given}
-    weights = {name: from_dense(initial[name], masks[name]) for name in plan.weights}
+    initial: dict[str, Array] = {}
+    weights: dict[str, SparseWeight] = {}
+    for name in plan.weights:
+        dense = given[name].astype(config.dtype) if name in given else initial_weight(config, name, masks[name])
+        weights[name] = from_dense(dense, masks[name])
+        if config.rewire.rewind:
+            initial[name] = dense
     network = Network(plan.finish(weights), input_shape)
     for name, array in network.parameters.items():
         if name in given and name not in weights:
@@ -173,12 +179,15 @@ def initial_weight(config: Config, name: str, mask: Array) -> Array:
     matrix = mask.reshape(rows, -1)
     fan = np.full(rows, matrix.shape[1]) if keys.fan == "dense" else np.maximum(matrix.sum(axis=1), 1)
     fan = fan[:, None].astype(np.float64)
-    if keys.init == "kaiming_uniform":
-        values = np.sqrt(6 / fan) * draw.uniform(-1, 1, matrix.shape)
-    else:
-        variance = 2 / fan if keys.init == "kaiming_normal" else 2 / (fan + rows * receptive)
-        values = np.sqrt(variance) * draw.standard_normal(matrix.shape)
-    return values.reshape(mask.shape).astype(config.dtype)
+    values = np.empty(matrix.shape, config.dtype)
+    for k in range(0, rows, ROWS):                  # a draw is of float64, and a large layer's would be twice `values`
+        part, shape = slice(k, k + ROWS), values[k : k + ROWS].shape
+        if keys.init == "kaiming_uniform":
+            values[part] = np.sqrt(6 / fan[part]) * draw.uniform(-1, 1, shape)
+        else:
+            variance = 2 / fan[part] if keys.init == "kaiming_normal" else 2 / (fan[part] + rows * receptive)
+            values[part] = np.sqrt(variance) * draw.standard_normal(shape)
+    return values.reshape(mask.shape)
 
 
 def conv2fc2(keys: ModelConfig) -> str:

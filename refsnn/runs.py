@@ -134,7 +134,7 @@ def _records(state: State) -> list[Record]:
         keep(f"weights/{name}/indptr", weight.indptr, "index")
         keep(f"weights/{name}/shape", weight.shape, "count")
         for part in ("first_mask", "last_mask", "ever_active"):
-            keep(f"{part}/{name}", np.packbits(getattr(state, part)[name]), "mask")
+            keep(f"{part}/{name}", getattr(state, part)[name], "mask")
         keep(f"growth/{name}/steps", state.growth[name].steps, "count")
         for part in state.growth[name].reads:
             keep(f"growth/{name}/{part}", getattr(state.growth[name], part))
@@ -167,8 +167,8 @@ def _fill(state: State, values: dict[str, Array]) -> State:
         data, indices, indptr = (values[f"weights/{name}/{part}"] for part in ("data", "indices", "indptr"))
         network.set_weight(name, SparseWeight(_like(data, name, old.data.dtype), indices, indptr, old.shape))
         for part in ("first_mask", "last_mask", "ever_active"):
-            bits = np.unpackbits(values[f"{part}/{name}"], count=old.size)
-            getattr(state, part)[name] = bits.astype(bool).reshape(old.shape)
+            bits = _like(values[f"{part}/{name}"], name, np.dtype(np.uint8))
+            getattr(state, part)[name] = bits.reshape(-(-old.size // 8))
         remembered: dict[str, Any] = {part: values[f"growth/{name}/{part}"] for part in state.growth[name].reads}
         state.growth[name] = replace(state.growth[name], steps=int(values[f"growth/{name}/steps"]), **remembered)
     for name, array in network.parameters.items():

@@ -82,10 +82,10 @@ def structure_rows(state: "State", phase: str, before: dict[str, SparseWeight], 
     units = _units_of_layers(state.config.rewire.scope, before)
     rows = []
     for name in names:
-        masks = [(after[name].mask(), state.first_mask[name], state.last_mask[name], state.ever_active[name])]
+        masks = [(after[name].packed_mask(), state.first_mask[name], state.last_mask[name], state.ever_active[name])]
         rows.append(_row(state, phase, name, changes[name], units[name], counts, result, masks))
     everything = np.arange(counts.size)
-    masks = [(after[n].mask(), state.first_mask[n], state.last_mask[n], state.ever_active[n]) for n in names]
+    masks = [(after[n].packed_mask(), state.first_mask[n], state.last_mask[n], state.ever_active[n]) for n in names]
     rows.append(_row(state, phase, "all", sum(changes.values(), _Change()), everything, counts, result, masks))
     return rows
 
@@ -107,7 +107,7 @@ def _units_of_layers(scope: str, weights: dict[str, SparseWeight]) -> dict[str, 
 
 def _row(state: "State", phase: str, layer: str, change: _Change, units: Array | None, counts: Array, result: Rewiring,
          masks: list[tuple[Array, Array, Array, Array]]) -> Row:
-    now, first, last, ever = (np.concatenate([m[k].reshape(-1) for m in masks]) for k in range(4))
+    now, first, last, ever = (np.concatenate([m[k] for m in masks]) for k in range(4))
     row: Row = {
         "iteration": state.iteration + 1,
         "epoch": state.iteration * state.config.train.epochs + state.epoch + 1,
@@ -123,7 +123,7 @@ def _row(state: "State", phase: str, layer: str, change: _Change, units: Array |
         "density_after": change.after / change.size,
         "overlap_initial": metrics.overlap(now, first),
         "overlap_last": metrics.overlap(now, last),
-        "ever_active": float(ever.mean()),
+        "ever_active": metrics.connections(ever) / change.size,
     }
     return row
 

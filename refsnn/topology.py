@@ -189,6 +189,8 @@ def draw_mask(shape: Sequence[int], density: float, generator: np.random.Generat
         return generator.random((rows, cols)) < density
     if draw != "exact":
         raise ValueError(f'draw is "exact" or "bernoulli", got {draw!r}')
-    mask = np.zeros(rows * cols, dtype=bool)
-    mask[generator.permutation(rows * cols)[: round(density * rows * cols)]] = True
+    n = rows * cols
+    mask, order = np.zeros(n, dtype=bool), np.arange(n, dtype=np.min_scalar_type(n))
+    generator.shuffle(order)                        # as `permutation(n)`, which takes eight bytes a place
+    mask[order[: round(density * n)]] = True
     return mask.reshape(rows, cols)

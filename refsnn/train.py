@@ -59,7 +59,8 @@ class State:
       iteration, epoch, batch    where the run is: completed iterations, epochs of this iteration, batches of this epoch
       step         optimiser steps in all
       loss_sum, correct, seen    running sums of the epoch under way
-      first_mask, last_mask, ever_active   connections at the start of the run, of this iteration, and ever, by weight
+      first_mask, last_mask, ever_active   connections at the start of the run, of this iteration, and ever, by weight,
+                                           a bit a place (`SparseWeight.packed_mask`)
       metrics, structure                   the rows of metrics.csv and structure.csv so far
     """
 
@@ -120,7 +121,7 @@ def start(config: Config, data: Dataset) -> State:
     config = complete(config)
     encoded = one_sample(config, data)
     network = build(config, encoded.shape[:3], data.classes)
-    masks = {name: weight.mask() for name, weight in network.weights.items()}
+    masks = {name: weight.packed_mask() for name, weight in network.weights.items()}
     state = State(config, network, Optimizer(config.optim), first_mask=masks, last_mask=dict(masks),
                   ever_active={name: mask.copy() for name, mask in masks.items()})
     state.growth = new_growth(state)
@@ -274,7 +275,7 @@ def stage_two(state: State, phase: str, prune_counts: Array, grow_counts: Array,
         data[origin >= 0] = old.data[origin[origin >= 0]]               # what stays keeps its value
         network.set_weight(name, SparseWeight(data, new.indices, new.indptr, old.shape))
         state.optimizer.rewire(name, origin)                            # and its moments
-        state.ever_active[name] |= network.weights[name].mask()
+        state.ever_active[name] |= network.weights[name].packed_mask()
         grow_score = None if grow_scores is None else grow_scores[k]
         record_rewiring(rec, state, name, old, origin, prune_scores[k], grow_score)
     state.structure += structure_rows(state, phase, before, result)
@@ -296,7 +297,7 @@ def advance(state: State) -> None:
         return
     state.epoch = 0
     state.iteration += 1
-    state.last_mask = {name: weight.mask() for name, weight in state.network.weights.items()}
+    state.last_mask = {name: weight.packed_mask() for name, weight in state.network.weights.items()}
     if state.iteration < state.config.train.iterations:
         if state.config.rewire.rewind:
             state.network.rewind()

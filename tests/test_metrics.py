@@ -59,6 +59,7 @@ def test_accuracy_is_of_the_mean_over_time() -> None:
 
 
 def test_overlap() -> None:
-    a, b = np.array([True, True, False, False]), np.array([True, False, True, False])
-    assert metrics.overlap(a, b) == 0.5
-    assert metrics.overlap(np.zeros(4, bool), b) == 1.0
+    a, b = (np.packbits([*mask, *[False] * 8, True]) for mask in ([1, 1, 0, 0], [1, 0, 1, 0]))
+    assert metrics.connections(a) == 3
+    assert metrics.overlap(a, b) == 2 / 3
+    assert metrics.overlap(np.zeros(2, np.uint8), b) == 1.0

@@ -90,6 +90,10 @@ class SparseWeight:
         mask[self.flat_index()] = True
         return mask.reshape(self.shape)
 
+    def packed_mask(self) -> Array:
+        """The mask, flat and one bit a place: (ceil(N / 8),) uint8, the first place in the highest bit."""
+        return np.packbits(self.mask())
+
     def dense(self) -> Array:
         """The dense weight M * W of the dense shape: 0 where no connection is."""
         return self.scatter(self.data)
