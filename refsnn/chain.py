@@ -7,10 +7,12 @@ from typing import Any
 import numpy.typing as npt
 
 from refsnn.fusion import Group, as_they_ran, grouped
-from refsnn.layers import BatchNorm, Draw, Gradients, Layer, Records
+from refsnn.layers import BatchNorm, Conv2d, Draw, Gradients, Layer, Records
 from refsnn.ops.join import join
 
 Array = npt.NDArray[Any]
+
+LARGE = 2**24       # bytes of a map that is rather computed twice than kept
 
 
 @dataclass
@@ -52,12 +54,17 @@ class Residual:
 
 
 def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, list[Any]]:
-    """Run layers one after the other; the output, and what each keeps for backward."""
+    """Run layers one after the other; the output, and what each keeps for backward.
+
+    What the convolution of the data gives to a group is not kept where it is large: the data has few channels, and to
+    convolve it again costs a hundredth of a step, where its output is the largest map.
+    """
     caches: list[Any] = []
     for layer in grouped(layers, rec, training):
         if isinstance(layer, Group):
+            again = caches and _data_convolution(layers[len(caches) - 1]) is not None and x.nbytes >= LARGE
             x, own = layer.forward(x, training)
-            caches += own
+            caches += [(None, *own[0][1:]), *own[1:]] if again and training else own
         else:
             x, cache = layer.forward(x, training, rng, rec)
             caches.append(cache)
@@ -76,13 +83,21 @@ def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Recor
         group, last = as_they_ran(layers[:end], caches[:end]), end
         if group is not None:
             end -= group.width
-            dy, own = group.backward(dy, caches[end:last])
+            x, *statistics = caches[end]
+            if x is None and (convolution := _data_convolution(layers[end - 1])):
+                x = convolution.output(caches[end - 1])
+            dy, own = group.backward(dy, x, statistics)
         else:
             end -= 1
             dy, own = layers[end].backward(dy, caches[end], rec, dense)
         caches[end:last] = map(_rest, layers[end:last], caches[end:last])
         gradients |= own
     return dy, gradients
+
+
+def _data_convolution(layer: Layer) -> Conv2d | None:
+    """The layer, where it is the convolution that reads the data."""
+    return layer if isinstance(layer, Conv2d) and layer.first else None
 
 
 def _rest(layer: Layer, cache: Any) -> Any:

@@ -75,13 +75,16 @@ class Group:
             return y, [(x,) if training else (None, y), *pooled]
         return y, [(x, mean, var, norm.moved(x, mean, var)), None, *pooled]
 
-    def backward(self, dy: Array, caches: list[Any]) -> tuple[Array, Gradients]:
-        """Return dx and batch norm's gradients."""
+    def backward(self, dy: Array, x: Array, statistics: list[Any]) -> tuple[Array, Gradients]:
+        """Return dx, whose memory may be that of the group's input x, and batch norm's gradients.
+
+        statistics: mean and var of x, and what else its cache has.
+        """
         norm, slope = self.norm, (self.neurons.neuron.detach_reset, self.neurons.surrogate, self.neurons.alpha)
-        x, none = caches[0][0], np.empty(0, caches[0][0].dtype)
-        affine = (None, None, none, none, 0.0) if norm is None else (norm.gamma, norm.beta, *caches[0][1:3], norm.eps)
-        dx, dgamma, dbeta = (_backward(dy, x, *affine, *self._neuron(), *slope) if self.pool is None else
-                             _pool_backward(dy, x, *affine, *self._neuron(), *slope, self.pool.size))
+        none = np.empty(0, x.dtype)
+        affine = (None, None, none, none, 0.0) if norm is None else (norm.gamma, norm.beta, *statistics[:2], norm.eps)
+        dx, dgamma, dbeta = (_backward(dy, x, *affine, *self._neuron(), *slope, True) if self.pool is None else
+                             _pool_backward(dy, x, *affine, *self._neuron(), *slope, self.pool.size, True))
         return dx, {} if norm is None else {f"{norm.name}.gamma": dgamma, f"{norm.name}.beta": dbeta}
 
 

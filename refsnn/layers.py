@@ -140,11 +140,15 @@ class Conv2d:
         """<name>.weight: data of the active weights; <name>.bias."""
         return _with_bias(self.name, self.weight, self.bias)
 
+    def output(self, x: Array) -> Array:
+        """Return y."""
+        w = self.weight
+        return conv.conv2d_forward(x, w.data, w.indices, w.indptr, self.bias, self.kernel_size, self.stride,
+                                   self.padding, self.executed("forward", x.shape[-2] * x.shape[-1]))
+
     def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, x)."""
-        w = self.weight
-        y = conv.conv2d_forward(x, w.data, w.indices, w.indptr, self.bias, self.kernel_size, self.stride, self.padding,
-                                self.executed("forward", x.shape[-2] * x.shape[-1]))
+        y = self.output(x)
         rec.samples(f"forward/{self.name}/y", y)
         return y, x
 

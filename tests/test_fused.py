@@ -16,6 +16,7 @@ from refsnn.ops.fused import (
     norm_lif_pool_forward,
 )
 from refsnn.ops.join import join
+from refsnn.ops.kernels.blocks.vectors import STREAM
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import NEURONS, lif_backward, lif_forward
 from refsnn.ops.norm import batch_norm_backward, batch_norm_forward
@@ -65,12 +66,29 @@ def test_fused_kernels_give_the_bits_of_their_parts(name, shape, normed, dtype) 
         forward = norm_lif_forward.run_kernel(x, *norm, 1e-5, *parameters, spikes)
         assert forward[0].dtype == spikes.dtype
         backward = norm_lif_backward.run_kernel(ds, x, *norm, mean, var, 1e-5, *parameters, n.detach_reset, surrogate,
-                                                SURROGATES[surrogate].alpha)
+                                                SURROGATES[surrogate].alpha, False)
         for got, expected in zip((*forward, *backward), (s, mean, var, *gradients), strict=True):
             np.testing.assert_array_equal(got, expected)
         if normed:
             again = norm_lif_inference.run_kernel(x, *norm, mean, var, 1e-5, *parameters, spikes)
             np.testing.assert_array_equal(again, s)
+
+
+@needs_jit
+@pytest.mark.parametrize("normed", [True, False])
+def test_the_gradient_of_a_large_map_may_take_its_place(normed) -> None:
+    x, ds, norm, n, parameters = given((4, 64, 64, 4, 64), np.float32, "paper", normed)
+    assert x.nbytes >= STREAM
+    mean, var = (x.mean(axis=(1, 2, 3, 4)), x.var(axis=(1, 2, 3, 4))) if normed else 2 * (np.empty(0, np.float32),)
+    dy = np.ascontiguousarray(ds[:, ::2, ::2])
+    for backward, gradient, size in ((norm_lif_backward, ds, ()), (norm_lif_pool_backward, dy, (2,))):
+        place = x.copy()
+        apart, over = (backward.run_kernel(gradient, where, *norm, mean, var, 1e-5, *parameters, n.detach_reset,
+                                           "triangle", 1.0, *size, where is place) for where in (x, place))
+        assert np.shares_memory(over[0], place)
+        assert not np.shares_memory(apart[0], x)
+        for got, expected in zip(over, apart, strict=True):
+            np.testing.assert_array_equal(got, expected)
 
 
 @needs_jit
@@ -86,7 +104,8 @@ def test_pooled_kernels_give_the_bits_of_their_parts(name, shape, normed, dtype)
         s, mean, var, *gradients = apart(x, ds, norm, n, parameters, surrogate)
         forward = norm_lif_pool_forward.run_kernel(x, *norm, 1e-5, *parameters, size)
         backward = norm_lif_pool_backward.run_kernel(dy.astype(dtype), x, *norm, mean, var, 1e-5, *parameters,
-                                                     n.detach_reset, surrogate, SURROGATES[surrogate].alpha, size)
+                                                     n.detach_reset, surrogate, SURROGATES[surrogate].alpha, size,
+                                                     False)
         parts = (avg_pool_forward.run_kernel(s, size), mean, var, *gradients)
         for got, expected in zip((*forward, *backward), parts, strict=True):
             np.testing.assert_array_equal(got, expected)
@@ -105,8 +124,8 @@ def test_twins_agree(name, normed, dtype) -> None:
         averages, _, _ = norm_lif_pool_forward(x, *norm, 1e-5, *parameters, 2)
         for surrogate in SLOPES:
             slope = (n.detach_reset, surrogate, SURROGATES[surrogate].alpha)
-            norm_lif_backward(ds, x, *norm, mean, var, 1e-5, *parameters, *slope)
-            norm_lif_pool_backward(averages, x, *norm, mean, var, 1e-5, *parameters, *slope, 2)
+            norm_lif_backward(ds, x, *norm, mean, var, 1e-5, *parameters, *slope, False)
+            norm_lif_pool_backward(averages, x, *norm, mean, var, 1e-5, *parameters, *slope, 2, False)
         if normed:
             np.testing.assert_array_equal(
                 norm_lif_inference(x, *norm, mean, var, 1e-5, *parameters, np.empty(0, dtype)), s)

@@ -18,6 +18,7 @@ and no definition is read (`refsnn/fusion.py`). Without gamma there is no batch 
 | spikes | (0,) an empty array; its dtype, uint8 or that of x, is that of the spikes |
 | size | side of the window that spikes are averaged over, places |
 | surrogate, alpha | whose derivative stands in for the step's, `surrogate.py`; only those without an exponential |
+| over_x | True: nobody needs x any more, and a kernel may write dx into its memory. The definition leaves it |
 """
 
 from typing import Any, Literal, get_args
@@ -72,7 +73,7 @@ def norm_lif_inference(
 def norm_lif_backward(
     ds: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float, decay: float,
     gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: Reset,
-    compare: Compare, form: Form, detach_reset: bool, surrogate: Slope, alpha: float,
+    compare: Compare, form: Form, detach_reset: bool, surrogate: Slope, alpha: float, over_x: bool,  # noqa: ARG001
 ) -> tuple[Array, Array, Array]:
     """From the gradient of the spikes to those of x, gamma and beta.
 
@@ -112,7 +113,7 @@ def norm_lif_pool_forward(
 def norm_lif_pool_backward(
     dy: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float, decay: float,
     gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: Reset,
-    compare: Compare, form: Form, detach_reset: bool, surrogate: Slope, alpha: float, size: int,
+    compare: Compare, form: Form, detach_reset: bool, surrogate: Slope, alpha: float, size: int, over_x: bool,
 ) -> tuple[Array, Array, Array]:
     """From the gradient of the averages to those of x, gamma and beta, as `norm_lif_backward`.
 
@@ -122,4 +123,5 @@ def norm_lif_pool_backward(
     """
     ds = avg_pool_backward.definition(dy, size, (x.shape[1], x.shape[2]))
     return norm_lif_backward.definition(ds, x, gamma, beta, mean, var, eps, decay, gain, bias, v_threshold, v_reset,
-                                        reset_amount, v_init, reset, compare, form, detach_reset, surrogate, alpha)
+                                        reset_amount, v_init, reset, compare, form, detach_reset, surrogate, alpha,
+                                        over_x)

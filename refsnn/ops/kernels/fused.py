@@ -82,7 +82,7 @@ def norm_lif_inference_kernel(
 def norm_lif_backward_kernel(
     ds: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float, decay: float,
     gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: int,
-    compare: int, form: int, detach_reset: bool, surrogate: int, alpha: float,
+    compare: int, form: int, detach_reset: bool, surrogate: int, alpha: float, over_x: bool,
 ) -> tuple[Array, Array, Array]:
     """Kernel of `norm_lif_backward`."""
     scale, shift = channels_of(gamma, x), channels_of(beta, x)
@@ -90,7 +90,7 @@ def norm_lif_backward_kernel(
     numbers = neuron_numbers(x, decay, gain, bias, v_threshold, v_reset, reset_amount, v_init, reset, compare, form)
     back = return_numbers(x, decay, gain, v_threshold, v_reset, reset_amount, reset, compare, detach_reset, surrogate,
                           alpha)
-    dx, shape = empty(x.size, x.dtype).reshape(x.shape), tasks_of(x, scale.size)
+    dx, shape = gradient_map(x, over_x), tasks_of(x, scale.size)
     tasks = ceil_div(x.size, max(1, shape[0] * shape[1] * shape[2]))
     given = (dx.reshape(-1), ds.reshape(-1), x.reshape(-1))
     if x.size < SERIAL:
@@ -113,6 +113,14 @@ def check_form(form: int, reset: int) -> None:
 def channels_of(a: Array | None, like: Array) -> Array:
     """The array, or an empty one for None: a prange may silently ignore one of optional type."""
     return np.empty(0, like.dtype) if a is None else a
+
+
+@njit(cache=True)
+def gradient_map(x: Array, over_x: bool) -> Array:
+    """Where dx goes: into x, where that is allowed and large, for then dz has a place of its own; else a new array."""
+    if over_x and x.size * x.itemsize >= STREAM:
+        return x
+    return empty(x.size, x.dtype).reshape(x.shape)
 
 
 @njit(cache=True)
@@ -164,4 +172,5 @@ def differentiate(
     differentiate_rows(dz, start, ds, at, x, at, moments, AHEAD, here, steps, batch, normed, form, surrogate,
                        of_channel, numbers, back)
     if normed:
-        finish_channel(dx, dz, start, x, task, here * size, m, r, moments, gamma, dgamma, dbeta)
+        finish_channel(dx, dz, start, x, task, here * size, m, r, moments, gamma, dgamma, dbeta,
+                       apart and dx.ctypes.data != x.ctypes.data)

@@ -23,7 +23,17 @@ from refsnn.ops.kernels.blocks.membrane import neuron_numbers, return_numbers
 from refsnn.ops.kernels.blocks.moments import no_moments
 from refsnn.ops.kernels.blocks.normed import differentiate_rows, fire_rows
 from refsnn.ops.kernels.blocks.vectors import STREAM
-from refsnn.ops.kernels.fused import AHEAD, SERIAL, Norm, Numbers, affine, channels_of, check_form, measure
+from refsnn.ops.kernels.fused import (
+    AHEAD,
+    SERIAL,
+    Norm,
+    Numbers,
+    affine,
+    channels_of,
+    check_form,
+    gradient_map,
+    measure,
+)
 from refsnn.ops.kernels.norm import finish_channel, inverse_deviation
 from refsnn.ops.kernels.pool import average_row, share_row
 
@@ -61,7 +71,7 @@ def norm_lif_pool_forward_kernel(
 def norm_lif_pool_backward_kernel(
     dy: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float, decay: float,
     gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: int,
-    compare: int, form: int, detach_reset: bool, surrogate: int, alpha: float, size: int,
+    compare: int, form: int, detach_reset: bool, surrogate: int, alpha: float, size: int, over_x: bool,
 ) -> tuple[Array, Array, Array]:
     """Kernel of `norm_lif_pool_backward`."""
     scale, shift = channels_of(gamma, x), channels_of(beta, x)
@@ -69,7 +79,7 @@ def norm_lif_pool_backward_kernel(
     numbers = neuron_numbers(x, decay, gain, bias, v_threshold, v_reset, reset_amount, v_init, reset, compare, form)
     back = return_numbers(x, decay, gain, v_threshold, v_reset, reset_amount, reset, compare, detach_reset, surrogate,
                           alpha)
-    dx, source = empty(x.size, x.dtype).reshape(x.shape), dy.reshape((*dy.shape[:3], dy.shape[3] * dy.shape[4]))
+    dx, source = gradient_map(x, over_x), dy.reshape((*dy.shape[:3], dy.shape[3] * dy.shape[4]))
     if x.size < SERIAL:
         for c in range(x.shape[0]):
             differentiate_pooled(dx, source, x, c, size, norm, dgamma, dbeta, numbers, form, back, surrogate)
@@ -116,7 +126,8 @@ def differentiate_pooled(
         differentiate_rows(dz, start + first * line, ds, 0, flat, at + first * line, moments, AHEAD, lines * width,
                            steps, batch, normed, form, surrogate, of_channel, numbers, back)
     if normed:
-        finish_channel(dx.reshape(-1), dz, start, flat, c, n, m, r, moments, gamma, dgamma, dbeta)
+        finish_channel(dx.reshape(-1), dz, start, flat, c, n, m, r, moments, gamma, dgamma, dbeta,
+                       apart and dx.ctypes.data != x.ctypes.data)
 
 
 @njit(cache=True)

@@ -87,7 +87,8 @@ def backward_channel(
     steps, source, gradient = x.shape[-2] if x.ndim > 2 else 1, x.reshape(-1), dy.reshape(-1)
     r, moments = inverse_deviation(var[c], eps, x), no_moments(batch)
     add_moments(moments, gradient, source, c * n, n // max(1, steps * batch), steps, batch, (mean[c], r))
-    finish_channel(dx.reshape(-1), gradient, c * n, source, c, n, mean[c], r, moments, gamma, dgamma, dbeta)
+    finish_channel(dx.reshape(-1), gradient, c * n, source, c, n, mean[c], r, moments, gamma, dgamma, dbeta,
+                   dx.size * dx.itemsize >= STREAM)
 
 
 @njit(cache=True, error_model="numpy")
@@ -99,12 +100,15 @@ def inverse_deviation(var: Any, eps: float, like: Array) -> Any:
 @kernel_jit(error_model="numpy")
 def finish_channel(
     dx: Array, dy: Array, at: int, x: Array, c: Any, n: int, mean: float, r: float, moments: Array, gamma: Array,
-    dgamma: Array, dbeta: Array,
+    dgamma: Array, dbeta: Array, stream: bool,
 ) -> None:
-    """The gradients of channel c, n numbers, from its moments; all flat, dy from `at` on. dx and dy may be the same."""
+    """The gradients of channel c, n numbers, from its moments; all flat, dy from `at` on. `stream`: past the caches.
+
+    dx may be dy, or x.
+    """
     dbeta[c], dgamma[c] = total_moments(moments)
     count = dx.dtype.type(n)
-    through_norm(dx, c * n, dy, at, x, c * n, n, dx.size * dx.itemsize >= STREAM,
+    through_norm(dx, c * n, dy, at, x, c * n, n, stream,
                  (gamma[c] * r, dbeta[c] / count, dgamma[c] / count * r, mean))
 
 
