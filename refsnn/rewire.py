@@ -56,6 +56,8 @@ from refsnn.topology import Scope, Structure, units
 Array = npt.NDArray[Any]
 Shortfall = Literal["report", "redistribute"]
 
+CHUNK = 2**16       # places whose gradients are averaged at a time
+
 
 # --- Scores: which connection goes, which place is taken --------------------------------------------------------------
 
@@ -89,12 +91,14 @@ def new_memory(shape: tuple[int, int], grow: str, dtype: npt.DTypeLike = np.floa
 
 
 def observe(memory: GrowthMemory, gradient: Array, beta: float = 0.9, square_beta: float = 0.999) -> GrowthMemory:
-    """The memory after one more dense gradient (rows, cols); equations at `GrowthMemory`. Changes nothing in place.
+    """The memory after one more dense gradient (rows, cols); equations at `GrowthMemory`.
 
     | Parameter   | Default | Unit | Meaning                                       |
     |-------------|---------|------|-----------------------------------------------|
     | beta        | 0.9     | 1    | β, the share of the average that stays a step |
     | square_beta | 0.999   | 1    | β₂, the same for the average of the squares   |
+
+    The averages, as large as the dense layer, are moved in place: the memory that was given is not to be read again.
 
     Raises ValueError for a gradient of another shape: it must be dense, not one value per connection.
     """
@@ -104,10 +108,20 @@ def observe(memory: GrowthMemory, gradient: Array, beta: float = 0.9, square_bet
     return replace(
         memory,
         gradient=gradient if "gradient" in reads else memory.gradient,
-        average=beta * memory.average + (1 - beta) * gradient if "average" in reads else memory.average,
-        square=square_beta * memory.square + (1 - square_beta) * gradient**2 if "square" in reads else memory.square,
+        average=_move(memory.average, gradient, beta, 1) if "average" in reads else memory.average,
+        square=_move(memory.square, gradient, square_beta, 2) if "square" in reads else memory.square,
         steps=memory.steps + 1,
     )
+
+
+def _move(average: Array, gradient: Array, beta: float, power: int) -> Array:
+    """average ← β average + (1 − β) gradient^power, CHUNK places at a time: so the parts of it stay in the cache."""
+    places, now = average.reshape(-1), gradient.reshape(-1)
+    for k in range(0, places.size, CHUNK):
+        part = slice(k, k + CHUNK)
+        places[part] *= beta
+        places[part] += (1 - beta) * now[part] ** power
+    return average
 
 
 @dataclass(frozen=True)
