@@ -64,7 +64,9 @@ def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec:
         if isinstance(layer, Group):
             again = caches and _data_convolution(layers[len(caches) - 1]) is not None and x.nbytes >= LARGE
             x, own = layer.forward(x, training)
-            caches += [(None, *own[0][1:]), *own[1:]] if again and training else own
+            if again and training:
+                own[0] = (None, *own[0][1:])
+            caches += own
         else:
             x, cache = layer.forward(x, training, rng, rec)
             caches.append(cache)
@@ -86,7 +88,7 @@ def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Recor
             x, *statistics = caches[end]
             if x is None and (convolution := _data_convolution(layers[end - 1])):
                 x = convolution.output(caches[end - 1])
-            dy, own = group.backward(dy, x, statistics)
+            dy, own = group.backward(dy, [(x, *statistics), *caches[end + 1 : last]])
         else:
             end -= 1
             dy, own = layers[end].backward(dy, caches[end], rec, dense)

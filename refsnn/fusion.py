@@ -1,11 +1,11 @@
-"""Neighbours in a chain that run as one: batch norm, neurons, and an average pool behind them (`ops/fused.py`).
+"""Neighbours in a chain that run as one: batch norm, neurons, and a pool behind them (`ops/fused.py`).
 
 A chain of layers is what people read, and what a recorded run executes, layer by layer. Where nothing is recorded and
 kernels run, `grouped` puts a `Group` in the place of such neighbours: neurons, with the batch norm before them and, in
-training, the average pool behind them, where there is one. It computes the same bits, passes spikes on as bytes where
+training, the pool behind them, where there is one. It computes the same bits, passes spikes on as bytes where
 the next layer takes them, and keeps only its input, from which backward computes the rest again. The caches are those
 of the layers that it stands for: batch norm's as always, a neuron's with x, or nothing, where it has (h, s) otherwise,
-and nothing for the pool.
+and a pool's with who won.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,12 +41,12 @@ _pool_backward: Callable[..., Any] = fused.norm_lif_pool_backward
 
 @dataclass
 class Group:
-    """Batch norm, or None, neurons, and an average pool, or None; `compact`: their spikes are bytes."""
+    """Batch norm, or None, neurons, and a pool, or None; `compact`: their spikes are bytes."""
 
     norm: BatchNorm | None
     neurons: Spiking
     compact: bool
-    pool: AvgPool2d | None = None
+    pool: AvgPool2d | MaxPool2d | None = None
 
     @property
     def width(self) -> int:
@@ -56,6 +56,9 @@ class Group:
     def _neuron(self) -> tuple[Any, ...]:
         n = self.neurons.neuron
         return (n.decay, n.gain, n.bias, n.v_threshold, n.v_reset, n.reset_amount, n.v_init, n.reset, n.compare, n.form)
+
+    def _pooling(self) -> tuple[int, fused.Pooling]:
+        return (self.pool.size if self.pool else 1), "max" if isinstance(self.pool, MaxPool2d) else "average"
 
     def forward(self, x: Array, training: bool) -> tuple[Array, list[Any]]:
         """Return s, pooled or not, and the caches of the layers.
@@ -68,23 +71,27 @@ class Group:
                            spikes)
             return s, [None, (None, s)]
         affine = (None, None, 0.0) if norm is None else (norm.gamma, norm.beta, norm.eps)
-        y, mean, var = (_forward(x, *affine, *self._neuron(), spikes) if self.pool is None else
-                        _pool_forward(x, *affine, *self._neuron(), self.pool.size))
-        pooled = [] if self.pool is None else [None]
+        pooled: list[Any] = []
+        if self.pool is None:
+            y, mean, var = _forward(x, *affine, *self._neuron(), spikes)
+        else:
+            y, winner, mean, var = _pool_forward(x, *affine, *self._neuron(), spikes, *self._pooling())
+            pooled = [(winner,)]
         if norm is None:
             return y, [(x,) if training else (None, y), *pooled]
         return y, [(x, mean, var, norm.moved(x, mean, var)), None, *pooled]
 
-    def backward(self, dy: Array, x: Array, statistics: list[Any]) -> tuple[Array, Gradients]:
-        """Return dx, whose memory may be that of the group's input x, and batch norm's gradients.
-
-        statistics: mean and var of x, and what else its cache has.
-        """
+    def backward(self, dy: Array, caches: list[Any]) -> tuple[Array, Gradients]:
+        """Return dx, whose memory may be that of the group's input, and batch norm's gradients."""
         norm, slope = self.norm, (self.neurons.neuron.detach_reset, self.neurons.surrogate, self.neurons.alpha)
+        x, *statistics = caches[0]
         none = np.empty(0, x.dtype)
         affine = (None, None, none, none, 0.0) if norm is None else (norm.gamma, norm.beta, *statistics[:2], norm.eps)
-        dx, dgamma, dbeta = (_backward(dy, x, *affine, *self._neuron(), *slope, True) if self.pool is None else
-                             _pool_backward(dy, x, *affine, *self._neuron(), *slope, self.pool.size, True))
+        if self.pool is None:
+            dx, dgamma, dbeta = _backward(dy, x, *affine, *self._neuron(), *slope, True)
+        else:
+            dx, dgamma, dbeta = _pool_backward(dy, *caches[-1], x, *affine, *self._neuron(), *slope, *self._pooling(),
+                                               True)
         return dx, {} if norm is None else {f"{norm.name}.gamma": dgamma, f"{norm.name}.beta": dbeta}
 
 
@@ -102,7 +109,7 @@ def grouped(layers: Sequence[Layer], rec: Records, training: bool = True) -> lis
             before = last if isinstance(last, BatchNorm) else None
             del groups[len(groups) - (before is not None) :]
             groups.append(Group(before, layer, takes_bytes(layers[k + 1 :])))
-        elif training and isinstance(layer, AvgPool2d) and isinstance(last, Group) and last.pool is None:
+        elif training and isinstance(layer, AvgPool2d | MaxPool2d) and isinstance(last, Group) and last.pool is None:
             last.pool = layer
         else:
             groups.append(layer)
@@ -111,14 +118,13 @@ def grouped(layers: Sequence[Layer], rec: Records, training: bool = True) -> lis
 
 def as_they_ran(layers: Sequence[Layer], caches: Sequence[Any]) -> Group | None:
     """The group that the last of these layers ran in, forwards: the caches say so; None where it ran by itself."""
-    pool = layers[-1] if caches[-1] is None and isinstance(layers[-1], AvgPool2d) else None
+    pool = layers[-1] if isinstance(layers[-1], AvgPool2d | MaxPool2d) and len(caches[-1]) == 1 else None
     end = len(layers) - (pool is not None)
     neurons, cache = layers[end - 1], caches[end - 1]
     if not isinstance(neurons, Spiking) or (cache is not None and len(cache) != 1):
         return None
     before = layers[end - 2] if cache is None else None
-    return Group(before if isinstance(before, BatchNorm) else None, neurons, compact=False,
-                 pool=pool if isinstance(pool, AvgPool2d) else None)
+    return Group(before if isinstance(before, BatchNorm) else None, neurons, compact=False, pool=pool)
 
 
 def takes_bytes(layers: Sequence[Any]) -> bool:

@@ -1,14 +1,17 @@
 """ops/fused.py: the same bits as its parts one after the other, and a network that runs layer by layer is no other."""
 
+from typing import get_args
+
 import numba
 import numpy as np
 import pytest
 
-from refsnn import config, twin
+from refsnn import chain, config, twin
 from refsnn.fusion import Group, grouped
 from refsnn.models import build
 from refsnn.ops.fused import (
     SLOPES,
+    Pooling,
     norm_lif_backward,
     norm_lif_forward,
     norm_lif_inference,
@@ -20,7 +23,7 @@ from refsnn.ops.kernels.blocks.vectors import STREAM
 from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import NEURONS, lif_backward, lif_forward
 from refsnn.ops.norm import batch_norm_backward, batch_norm_forward
-from refsnn.ops.pool import avg_pool_backward, avg_pool_forward
+from refsnn.ops.pool import avg_pool_backward, avg_pool_forward, max_pool_backward, max_pool_forward
 from refsnn.ops.surrogate import SURROGATES
 from refsnn.rng import stream
 from refsnn.trace import NO_RECORD, Recorder
@@ -81,10 +84,12 @@ def test_the_gradient_of_a_large_map_may_take_its_place(normed) -> None:
     assert x.nbytes >= STREAM
     mean, var = (x.mean(axis=(1, 2, 3, 4)), x.var(axis=(1, 2, 3, 4))) if normed else 2 * (np.empty(0, np.float32),)
     dy = np.ascontiguousarray(ds[:, ::2, ::2])
-    for backward, gradient, size in ((norm_lif_backward, ds, ()), (norm_lif_pool_backward, dy, (2,))):
+    none = np.empty((0,) * 5, np.uint8)
+    for backward, gradient, pool in ((norm_lif_backward, (ds,), ()), (norm_lif_pool_backward, (dy, none),
+                                                                      (2, "average"))):
         place = x.copy()
-        apart, over = (backward.run_kernel(gradient, where, *norm, mean, var, 1e-5, *parameters, n.detach_reset,
-                                           "triangle", 1.0, *size, where is place) for where in (x, place))
+        apart, over = (backward.run_kernel(*gradient, where, *norm, mean, var, 1e-5, *parameters, n.detach_reset,
+                                           "triangle", 1.0, *pool, where is place) for where in (x, place))
         assert np.shares_memory(over[0], place)
         assert not np.shares_memory(apart[0], x)
         for got, expected in zip(over, apart, strict=True):
@@ -94,20 +99,25 @@ def test_the_gradient_of_a_large_map_may_take_its_place(normed) -> None:
 @needs_jit
 @dtypes
 @pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("pooling", ["average", "max"])
 @pytest.mark.parametrize("shape", MAPS)
 @pytest.mark.parametrize("name", ["paper", "snntorch", "spikingjelly_soft"])
-def test_pooled_kernels_give_the_bits_of_their_parts(name, shape, normed, dtype) -> None:
+def test_pooled_kernels_give_the_bits_of_their_parts(name, shape, normed, pooling, dtype) -> None:
     x, _, norm, n, parameters = given(shape, dtype, name, normed)
-    for surrogate, size in zip(SLOPES, (2, 2, 3, 4), strict=True):
+    for k, (surrogate, size) in enumerate(zip(SLOPES, (2, 2, 3, 4), strict=True)):
+        spikes = np.empty(0, np.uint8 if pooling == "max" and k % 2 else dtype)
         dy = np.random.default_rng(1).standard_normal((shape[0], shape[1] // size, shape[2] // size, *shape[3:]))
-        ds = avg_pool_backward.run_kernel(dy.astype(dtype), size, shape[1:3])
+        forward = norm_lif_pool_forward.run_kernel(x, *norm, 1e-5, *parameters, spikes, size, pooling)
+        assert forward[0].dtype == spikes.dtype
+        ds = (avg_pool_backward.run_kernel(dy.astype(dtype), size, shape[1:3]) if pooling == "average" else
+              max_pool_backward.run_kernel(dy.astype(dtype), forward[1], size, shape[1:3]))
         s, mean, var, *gradients = apart(x, ds, norm, n, parameters, surrogate)
-        forward = norm_lif_pool_forward.run_kernel(x, *norm, 1e-5, *parameters, size)
-        backward = norm_lif_pool_backward.run_kernel(dy.astype(dtype), x, *norm, mean, var, 1e-5, *parameters,
-                                                     n.detach_reset, surrogate, SURROGATES[surrogate].alpha, size,
-                                                     False)
-        parts = (avg_pool_forward.run_kernel(s, size), mean, var, *gradients)
-        for got, expected in zip((*forward, *backward), parts, strict=True):
+        backward = norm_lif_pool_backward.run_kernel(dy.astype(dtype), forward[1], x, *norm, mean, var, 1e-5,
+                                                     *parameters, n.detach_reset, surrogate,
+                                                     SURROGATES[surrogate].alpha, size, pooling, False)
+        pooled = ((avg_pool_forward.run_kernel(s, size), np.empty((0,) * 5)) if pooling == "average" else
+                  max_pool_forward.run_kernel(s, size))
+        for got, expected in zip((*forward, *backward), (*pooled, mean, var, *gradients), strict=True):
             np.testing.assert_array_equal(got, expected)
 
 
@@ -121,11 +131,13 @@ def test_twins_agree(name, normed, dtype) -> None:
         s, mean, var = norm_lif_forward(x, *norm, 1e-5, *parameters, np.empty(0, np.uint8))
         assert s.dtype == np.uint8
         assert 0 < s.mean() < 1
-        averages, _, _ = norm_lif_pool_forward(x, *norm, 1e-5, *parameters, 2)
+        pooled = {pooling: norm_lif_pool_forward(x, *norm, 1e-5, *parameters, np.empty(0, dtype), 2, pooling)[:2]
+                  for pooling in get_args(Pooling)}
         for surrogate in SLOPES:
             slope = (n.detach_reset, surrogate, SURROGATES[surrogate].alpha)
             norm_lif_backward(ds, x, *norm, mean, var, 1e-5, *parameters, *slope, False)
-            norm_lif_pool_backward(averages, x, *norm, mean, var, 1e-5, *parameters, *slope, 2, False)
+            for pooling, (y, winner) in pooled.items():
+                norm_lif_pool_backward(y, winner, x, *norm, mean, var, 1e-5, *parameters, *slope, 2, pooling, False)
         if normed:
             np.testing.assert_array_equal(
                 norm_lif_inference(x, *norm, mean, var, 1e-5, *parameters, np.empty(0, dtype)), s)
@@ -172,9 +184,11 @@ def results(network, x, training, rec):
 
 
 @needs_jit
+@pytest.mark.parametrize("large", [chain.LARGE, 0])         # 0: every map of the data's convolution is computed twice
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("text", CHAINS)
-def test_a_network_gives_the_same_bits_fused_and_layer_by_layer(text, training) -> None:
+def test_a_network_gives_the_same_bits_fused_and_layer_by_layer(text, training, large, monkeypatch) -> None:
+    monkeypatch.setattr(chain, "LARGE", large)
     x = np.random.default_rng(0).random((2, 8, 8, 3, 4))
     fused, recorded = (results(network_of(text), x, training, rec) for rec in (NO_RECORD, Recorder()))
     for a, b in zip(fused, recorded, strict=True):
@@ -199,7 +213,7 @@ def test_what_is_fused() -> None:
     def pairs(text, *overrides):
         return [one for one in grouped(network_of(text, *overrides).layers, NO_RECORD) if isinstance(one, Group)]
 
-    assert [(one.width, one.compact) for one in pairs(CHAINS[0])] == [(2, True), (2, False), (1, True)]
+    assert [(one.width, one.compact) for one in pairs(CHAINS[0])] == [(3, True), (2, False), (1, True)]
     assert [(one.width, one.compact) for one in pairs(CHAINS[1])] == [(3, False), (3, False)]
     assert [(one.width, one.compact) for one in pairs(CHAINS[2])] == [(2, True), (1, True), (2, False), (1, True)]
     assert pairs(CHAINS[0], "neuron.surrogate=erf") == [], "an exponential has no kernel"

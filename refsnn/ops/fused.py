@@ -1,8 +1,8 @@
-"""Batch norm and the neuron in one, and the average pool behind: one pass over memory, which keeps less than they do.
+"""Batch norm and the neuron in one, and the pool behind: one pass over memory, which keeps less than they do.
 
     forward    z = batch norm of x, s = spikes of z              only s leaves, a byte each; z and h are not kept
     backward   z and h are computed again from x; then the gradient of `lif_forward`, then that of batch norm
-    pooled     the same with averages of spikes instead of spikes, which then are not kept either
+    pooled     the same with averages or maxima of spikes instead of spikes, which then are not kept either
 
 Nothing new is computed here: the definitions below call those of `norm.py`, `neuron.py` and `surrogate.py` one after
 the other, and the kernels give, bit for bit, what the kernels of those give. A run uses them where nothing is recorded
@@ -16,7 +16,8 @@ and no definition is read (`refsnn/fusion.py`). Without gamma there is no batch 
 | decay, gain, bias, v_threshold, v_reset, reset_amount, v_init | of the neuron, as in the table of `neuron.py` |
 | reset, compare, form, detach_reset | the same |
 | spikes | (0,) an empty array; its dtype, uint8 or that of x, is that of the spikes |
-| size | side of the window that spikes are averaged over, places |
+| size | side of the window that is pooled, places |
+| pooling | what becomes of a window's spikes, "average" or "max" |
 | surrogate, alpha | whose derivative stands in for the step's, `surrogate.py`; only those without an exponential |
 | over_x | True: nobody needs x any more, and a kernel may write dx into its memory. The definition leaves it |
 """
@@ -28,12 +29,13 @@ import numpy.typing as npt
 
 from refsnn.ops.neuron import Compare, Form, Reset, lif_backward, lif_forward
 from refsnn.ops.norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
-from refsnn.ops.pool import avg_pool_backward, avg_pool_forward
+from refsnn.ops.pool import avg_pool_backward, avg_pool_forward, max_pool_backward, max_pool_forward
 from refsnn.ops.surrogate import SURROGATES
 from refsnn.twin import op
 
 Array = npt.NDArray[Any]
 Slope = Literal["triangle", "rectangle", "arctan", "fast_sigmoid"]
+Pooling = Literal["average", "max"]
 SLOPES: tuple[str, ...] = get_args(Slope)
 
 
@@ -97,31 +99,37 @@ def norm_lif_backward(
 def norm_lif_pool_forward(
     x: Array, gamma: Array | None, beta: Array | None, eps: float, decay: float, gain: float, bias: float,
     v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: Reset, compare: Compare, form: Form,
-    size: int,
-) -> tuple[Array, Array, Array]:
-    """As `norm_lif_forward`, its spikes averaged over windows.
+    spikes: Array, size: int, pooling: Pooling,
+) -> tuple[Array, Array, Array, Array]:
+    """As `norm_lif_forward`, its spikes pooled.
 
-    x (C, H, W, T, B). Returns y (C, h, w, T, B) as `avg_pool_forward` does, mean and var.
-    Parameters: the module's table. Raises ValueError as `lif_forward`.
+    x       (C, H, W, T, B)
+    spikes  (0,)             its dtype is that of y; for averages that of x
+    Returns y and winner (C, h, w, T, B) as `max_pool_forward` does, or y as `avg_pool_forward` and a winner of no size;
+    mean and var. Parameters: the module's table. Raises ValueError as `lif_forward` and `max_pool_forward`.
     """
     s, mean, var = norm_lif_forward.definition(x, gamma, beta, eps, decay, gain, bias, v_threshold, v_reset,
-                                               reset_amount, v_init, reset, compare, form, x)
-    return avg_pool_forward.definition(s, size), mean, var
+                                               reset_amount, v_init, reset, compare, form, spikes)
+    if pooling == "average":
+        return avg_pool_forward.definition(s, size), np.empty((0,) * 5, np.uint8), mean, var
+    return (*max_pool_forward.definition(s, size), mean, var)
 
 
 @op(kernel="fused_pool:norm_lif_pool_backward_kernel", agree="sum")
 def norm_lif_pool_backward(
-    dy: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float, decay: float,
-    gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: Reset,
-    compare: Compare, form: Form, detach_reset: bool, surrogate: Slope, alpha: float, size: int, over_x: bool,
+    dy: Array, winner: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float,
+    decay: float, gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float,
+    reset: Reset, compare: Compare, form: Form, detach_reset: bool, surrogate: Slope, alpha: float, size: int,
+    pooling: Pooling, over_x: bool,
 ) -> tuple[Array, Array, Array]:
-    """From the gradient of the averages to those of x, gamma and beta, as `norm_lif_backward`.
+    """From the gradient of what was pooled to those of x, gamma and beta, as `norm_lif_backward`.
 
-    dy         (C, h, w, T, B)   gradient of the averages
-    mean, var  (C,)              as `norm_lif_pool_forward` returned them
+    dy                 (C, h, w, T, B)   gradient of y
+    winner, mean, var                    as `norm_lif_pool_forward` returned them
     Returns dx (C, H, W, T, B), dgamma, dbeta. Parameters: the module's table.
     """
-    ds = avg_pool_backward.definition(dy, size, (x.shape[1], x.shape[2]))
+    ds = (avg_pool_backward.definition(dy, size, x.shape[1:3]) if pooling == "average" else
+          max_pool_backward.definition(dy, winner, size, x.shape[1:3]))
     return norm_lif_backward.definition(ds, x, gamma, beta, mean, var, eps, decay, gain, bias, v_threshold, v_reset,
                                         reset_amount, v_init, reset, compare, form, detach_reset, surrogate, alpha,
                                         over_x)

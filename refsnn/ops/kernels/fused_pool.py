@@ -1,11 +1,11 @@
-"""Kernels of batch norm, the neuron and the average pool behind it in one, a channel to a thread.
+"""Kernels of batch norm, the neuron and the pool behind it in one, a channel to a thread.
 
-What they do. Forwards the spikes of a channel are bytes that stay in the second cache, and only their averages leave.
-Backwards the pooled gradient is shared out for some rows of the map, which are taken back through time at once. All the
-rest is `fused.py`, and so are the bits.
+What they do. Forwards the spikes of a channel are bytes that stay in the second cache, and only what is pooled leaves.
+Backwards the pooled gradient is shared out, or given to the winners, for some rows of the map, which are taken back
+through time at once. All the rest is `fused.py`, and so are the bits.
 
-Why so. Apart, spikes in front of an average pool are numbers of four bytes, and their gradient is a map as large, which
-is written and read again: both are four times what the pool has.
+Why so. Apart, spikes in front of an average pool are numbers of four bytes, and the gradient of what is pooled is a map
+as large, which is written and read again: both are four times what the pool has.
 
 What it gained: VGGSNN, B 16, T 10, two Zen 5 cores: batch norm, neurons and pools forward 38 -> 23 ms, backward
 60 -> 45.
@@ -35,10 +35,11 @@ from refsnn.ops.kernels.fused import (
     measure,
 )
 from refsnn.ops.kernels.norm import finish_channel, inverse_deviation
-from refsnn.ops.kernels.pool import average_row, share_row
+from refsnn.ops.kernels.pool import average_row, check_size, largest_row, share_row, winners_row
 
 Array = npt.NDArray[Any]
 
+MAX = 1             # position of the word "max" among the options of `pooling`
 BLOCK = 2**14       # numbers of the rows of a map whose pooled gradients are shared out, in the second cache
 
 
@@ -46,32 +47,36 @@ BLOCK = 2**14       # numbers of the rows of a map whose pooled gradients are sh
 def norm_lif_pool_forward_kernel(
     x: Array, gamma: Array | None, beta: Array | None, eps: float, decay: float, gain: float, bias: float,
     v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: int, compare: int, form: int,
-    size: int,
-) -> tuple[Array, Array, Array]:
+    spikes: Array, size: int, pooling: int,
+) -> tuple[Array, Array, Array, Array]:
     """Kernel of `norm_lif_pool_forward`."""
+    check_size(size if pooling == MAX else 1)
     check_form(form, reset)
     channels, height, width, steps, batch = x.shape
     scale, shift = channels_of(gamma, x), channels_of(beta, x)
     norm = (scale, shift, np.empty_like(scale), np.empty_like(scale), eps)
     numbers = neuron_numbers(x, decay, gain, bias, v_threshold, v_reset, reset_amount, v_init, reset, compare, form)
-    y = np.empty((channels, height // size, width // size, steps, batch), x.dtype)
+    y = np.empty((channels, height // size, width // size, steps, batch), spikes.dtype)
+    winner = np.empty(y.shape if pooling == MAX else (0, 0, 0, 0, 0), np.uint8)
     target, shape = y.reshape((*y.shape[:3], steps * batch)), (height * width, steps, batch)
+    places = winner.reshape((*winner.shape[:3], winner.shape[3] * winner.shape[4]))
     if x.size < SERIAL:
         for c in range(channels):
             measure(norm, x.reshape(-1), c, shape)
-            fire_and_average(target, x, c, size, norm, numbers, form)
+            fire_and_pool(target, places, x, c, size, pooling, norm, numbers, form)
     else:
         for c in prange(channels):
             measure(norm, x.reshape(-1), np.int64(c), shape)
-            fire_and_average(target, x, np.int64(c), size, norm, numbers, form)
-    return y, norm[2], norm[3]
+            fire_and_pool(target, places, x, np.int64(c), size, pooling, norm, numbers, form)
+    return y, winner, norm[2], norm[3]
 
 
 @kernel_jit(parallel=True, error_model="numpy")
 def norm_lif_pool_backward_kernel(
-    dy: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float, decay: float,
-    gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float, reset: int,
-    compare: int, form: int, detach_reset: bool, surrogate: int, alpha: float, size: int, over_x: bool,
+    dy: Array, winner: Array, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float,
+    decay: float, gain: float, bias: float, v_threshold: float, v_reset: float, reset_amount: float, v_init: float,
+    reset: int, compare: int, form: int, detach_reset: bool, surrogate: int, alpha: float, size: int, pooling: int,
+    over_x: bool,
 ) -> tuple[Array, Array, Array]:
     """Kernel of `norm_lif_pool_backward`."""
     scale, shift = channels_of(gamma, x), channels_of(beta, x)
@@ -80,33 +85,44 @@ def norm_lif_pool_backward_kernel(
     back = return_numbers(x, decay, gain, v_threshold, v_reset, reset_amount, reset, compare, detach_reset, surrogate,
                           alpha)
     dx, source = gradient_map(x, over_x), dy.reshape((*dy.shape[:3], dy.shape[3] * dy.shape[4]))
+    given = (source, winner.reshape((*winner.shape[:3], winner.shape[3] * winner.shape[4])))
     if x.size < SERIAL:
         for c in range(x.shape[0]):
-            differentiate_pooled(dx, source, x, c, size, norm, dgamma, dbeta, numbers, form, back, surrogate)
+            differentiate_pooled(dx, given, x, c, (size, pooling), norm, dgamma, dbeta, numbers, form, back, surrogate)
     else:
         for c in prange(x.shape[0]):
-            differentiate_pooled(dx, source, x, np.int64(c), size, norm, dgamma, dbeta, numbers, form, back, surrogate)
+            differentiate_pooled(dx, given, x, np.int64(c), (size, pooling), norm, dgamma, dbeta, numbers, form, back,
+                                 surrogate)
     return dx, dgamma, dbeta
 
 
 @kernel_jit(error_model="numpy")
-def fire_and_average(y: Array, x: Array, c: Any, size: int, norm: Norm, numbers: Numbers, form: int) -> None:
-    """Task: the average spikes of channel c of x (C, H, W, T, B), in y (C, h, w, T B)."""
+def fire_and_pool(
+    y: Array, winner: Array, x: Array, c: Any, size: int, pooling: int, norm: Norm, numbers: Numbers, form: int
+) -> None:
+    """Task: the pooled spikes of channel c of x (C, H, W, T, B), in y (C, h, w, T B), and who won, in winner."""
     _, height, width, steps, batch = x.shape
     rows, n = height * width, height * width * steps * batch
     s = np.empty(n, np.uint8)
     fire_rows(s, 0, x.reshape(-1), c * n, n, rows, steps, batch, affine(norm, c, x), numbers, form)
     spikes, own = s.reshape((1, height, width, steps * batch)), y[c : c + 1]
     for row in range(y.shape[1]):
-        average_row(own, spikes, row, size)
+        if pooling == MAX:
+            largest_row(own, winner[c : c + 1], spikes, row, size)
+        else:
+            average_row(own, spikes, row, size)
 
 
 @kernel_jit(error_model="numpy")
 def differentiate_pooled(
-    dx: Array, dy: Array, x: Array, c: Any, size: int, norm: Norm, dgamma: Array, dbeta: Array, numbers: Numbers,
-    form: int, back: Numbers, surrogate: int,
+    dx: Array, given: tuple[Array, Array], x: Array, c: Any, pool: tuple[int, int], norm: Norm, dgamma: Array,
+    dbeta: Array, numbers: Numbers, form: int, back: Numbers, surrogate: int,
 ) -> None:
-    """Task: the gradients of channel c of x (C, H, W, T, B) from dy (C, h, w, T B), some rows of the map at a time."""
+    """Task: the gradients of channel c of x (C, H, W, T, B), some rows of the map at a time.
+
+    given: dy and winner (C, h, w, T B); pool: size and pooling.
+    """
+    (dy, winner), (size, pooling) = given, pool
     (_, height, width, steps, batch), (gamma, _, mean, var, eps) = x.shape, norm
     line, normed, moments = width * steps * batch, gamma.size > 0, no_moments(batch)
     n, at, many = height * line, c * height * line, lines_at_once(line)
@@ -119,7 +135,9 @@ def differentiate_pooled(
     for first in range(0, height, many):
         lines = min(many, height - first)
         for row in range(lines):
-            if row > 0 and (first + row) % size > 0:            # of the same windows as the row before
+            if pooling == MAX:
+                winners_row(shares, row, dy, winner, c, first + row, size)
+            elif row > 0 and (first + row) % size > 0:          # of the same windows as the row before
                 copy(ds, row * line, ds, (row - 1) * line, line)
             else:
                 share_row(shares, row, dy, c, first + row, size)

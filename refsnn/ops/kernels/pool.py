@@ -150,37 +150,37 @@ def max_pool_backward_kernel(dy: Array, winner: Array, size: int, input_size: tu
     dx = np.empty((channels, height, width, steps, batch), dy.dtype)
     source = dy.reshape((channels, h, w, steps * batch))
     places = winner.reshape((channels, h, w, steps * batch))
-    target = dx.reshape((channels, height, width, steps * batch))
+    target = dx.reshape((channels * height, width, steps * batch))
     if dx.size < SERIAL:
         for row in range(channels * height):
-            winners_row(target, source, places, row, size)
+            winners_row(target, row, source, places, row // height, row % height, size)
     else:
         for row in prange(channels * height):
-            winners_row(target, source, places, np.int64(row), size)
+            winners_row(target, np.int64(row), source, places, np.int64(row) // height, np.int64(row) % height, size)
     return dx
 
 
 @njit(cache=True, error_model="numpy")
-def winners_row(target: Array, source: Array, places: Array, row: Any, size: int) -> None:
-    """Task: one row of the map; the gradient of a window where the place is its winner, 0 elsewhere."""
-    _, height, width, samples = target.shape
-    zero, c, r, p = target.dtype.type(0), row // height, row % height, row % height // size
-    inside, first = source.shape[2] if p < source.shape[1] else 0, np.uint8(r % size * size)
+def winners_row(target: Array, to: Any, source: Array, places: Array, c: Any, row: Any, size: int) -> None:
+    """One row of a map, as in `share_row`; the gradient of a window where the place is its winner, 0 elsewhere."""
+    _, width, samples = target.shape
+    zero, p = target.dtype.type(0), row // size
+    inside, first = source.shape[2] if p < source.shape[1] else 0, np.uint8(row % size * size)
     second = np.uint8(first + 1)
     for q in range(inside):
         if size == 2:                                           # as in `average_row`: both places of the row at once
             for n in range(samples):
                 value, winner = source[c, p, q, n], places[c, p, q, n]
-                target[c, r, 2 * q, n] = value if winner == first else zero
-                target[c, r, 2 * q + 1, n] = value if winner == second else zero
+                target[to, 2 * q, n] = value if winner == first else zero
+                target[to, 2 * q + 1, n] = value if winner == second else zero
             continue
         for j in range(size):
             own = np.uint8(first + j)
             for n in range(samples):
-                target[c, r, q * size + j, n] = source[c, p, q, n] if places[c, p, q, n] == own else zero
+                target[to, q * size + j, n] = source[c, p, q, n] if places[c, p, q, n] == own else zero
     for k in range(inside * size, width):
         for n in range(samples):
-            target[c, r, k, n] = zero
+            target[to, k, n] = zero
 
 
 @njit(cache=True)
