@@ -318,7 +318,7 @@ def new_growth(state: State) -> dict[str, GrowthMemory]:
 def needs_dense_gradient(state: State, steps_per_epoch: int) -> bool:
     """Whether the growth rule wants to see the next step's gradient at every place."""
     keys, reads = state.config.rewire, GROW[state.config.rewire.grow].reads
-    if not reads:
+    if not reads or keys.ratio == "none":
         return False
     window = keys.grow_window if "average" in reads else 1      # the last gradient is all that the others look at
     distance = steps_to_growth(state, steps_per_epoch)

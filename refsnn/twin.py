@@ -106,9 +106,10 @@ class Operation(Generic[P, R]):
         self.signature = inspect.signature(definition)
         self.__code__ = definition.__code__
         self._kernel: Callable[..., Any] | None = None
-        options = _literal_options(definition)
         self._names = tuple(self.signature.parameters)
-        self._options = tuple(options.get(name) for name in self._names)
+        hints, options = typing.get_type_hints(definition), _literal_options(definition)
+        self._words = tuple((k, name, options[name]) for k, name in enumerate(self._names) if name in options)
+        self._arrays = tuple((k, name) for k, name in enumerate(self._names) if "ndarray" in str(hints[name]))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if _active == "numpy" or self.kernel_path is None:
@@ -146,13 +147,13 @@ class Operation(Generic[P, R]):
         kernel = self._kernel or self.kernel
         if kernel is None:
             raise ValueError(f"{self.name} has no kernel")
-        prepared: list[Any] = []
-        for value, options in zip(values, self._options, strict=True):
-            if options is not None:
-                value = self._position(value, options, self._names[len(prepared)])
-            elif isinstance(value, np.ndarray) and not (value.flags.carray and value.dtype.char in PLAIN):
-                value = self._in_order(value, self._names[len(prepared)])
-            prepared.append(value)
+        prepared = list(values)
+        for k, name, options in self._words:
+            prepared[k] = self._position(prepared[k], options, name)
+        for k, name in self._arrays:
+            array = prepared[k]
+            if isinstance(array, np.ndarray) and not (array.flags.carray and array.dtype.char in PLAIN):
+                prepared[k] = self._in_order(array, name)
         if _announce is not None:
             _announce_if_cold(kernel)
         return kernel(*prepared)
