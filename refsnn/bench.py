@@ -190,6 +190,7 @@ def _slope(d: Draw) -> Case:
 
 
 CASES: dict[str, Callable[[Draw], Case]] = {
+    "pack_input": lambda d: ((d.spikes(d.map).astype(np.uint8), 1), 0),
     "conv2d_forward": _conv_forward,
     "conv2d_input_gradient": _conv_input_gradient,
     "conv2d_weight_gradient": _conv_weight_gradient,

@@ -143,19 +143,28 @@ class Conv2d:
     def output(self, x: Array) -> Array:
         """Return y."""
         w = self.weight
+        samples = x.shape[-2] * x.shape[-1] * (8 if x.ndim == 6 else 1)
         return conv.conv2d_forward(x, w.data, w.indices, w.indptr, self.bias, self.kernel_size, self.stride,
-                                   self.padding, self.executed("forward", x.shape[-2] * x.shape[-1]))
+                                   self.padding, self.executed("forward", samples))
 
     def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
-        """Return (y, x)."""
+        """Return (y, x); spikes in bytes are packed for both passes of a training step."""
+        if training and x.dtype == np.uint8 and self._packs(x):
+            packed, possible = conv.pack_input(x, self.padding)
+            x = packed if possible else x
         y = self.output(x)
         rec.samples(f"forward/{self.name}/y", y)
         return y, x
 
+    def _packs(self, x: Array) -> bool:
+        """Whether packed spikes are what both passes read: forward, dense execution wants them in bytes."""
+        sparse = self.executed("forward", x.shape[-2] * x.shape[-1]) == "sparse"
+        return self.stride == 1 and x.shape[-1] % 8 == 0 and sparse
+
     def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, gradients)."""
         x, w, geometry = cache, self.weight, (self.kernel_size, self.stride, self.padding)
-        samples = x.shape[-2] * x.shape[-1]
+        samples = dy.shape[-2] * dy.shape[-1]
         gradients = _weight_gradients(
             self.name, w,
             lambda: conv.conv2d_weight_gradient(dy, x, w.indices, w.indptr, *geometry,
@@ -166,7 +175,8 @@ class Conv2d:
         _add_bias_gradient(gradients, self.name, self.bias, dy, rec)
         if self.first and not rec.active:
             return np.zeros_like(x[:0]), gradients
-        dx = conv.conv2d_input_gradient(dy, w.data, w.indices, w.indptr, x.shape[:3], *geometry,
+        dx = conv.conv2d_input_gradient(dy, w.data, w.indices, w.indptr,
+                                        conv.input_size(x, self.padding), *geometry,
                                         self.executed("input gradient", samples))
         rec.samples(f"backward/{self.name}/dx", dx)
         return dx, gradients

@@ -39,6 +39,10 @@ class Optimizer:
         self.config = config
         self.state: dict[str, Moments] = {}
 
+    def prepare(self, parameters: dict[str, Array]) -> None:
+        """Make the state of all parameters: made at the first step, it would lie among that step's large arrays."""
+        self.state = {name: self._fresh(parameter) for name, parameter in parameters.items()}
+
     def step(self, parameters: dict[str, Array], gradients: dict[str, Array], lr: float) -> None:
         """Update every parameter from its gradient of the same name and shape, at learning rate `lr`."""
         update = {"sgd": self._sgd, "adam": self._adam, "adamw": self._adam}[self.config.kind]

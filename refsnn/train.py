@@ -125,6 +125,7 @@ def start(config: Config, data: Dataset) -> State:
     state = State(config, network, Optimizer(config.optim), first_mask=masks, last_mask=dict(masks),
                   ever_active={name: mask.copy() for name, mask in masks.items()})
     state.growth = new_growth(state)
+    state.optimizer.prepare(network.parameters)
     return state
 
 

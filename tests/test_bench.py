@@ -35,7 +35,7 @@ def test_every_case_runs_and_its_twins_agree(name: str, dtype: str) -> None:
     assert min(row.definition, row.kernel, row.gbytes) > 0
     assert (row.gflops > 0) == name.startswith(("conv", "linear"))
     arrays = [a for a in bench.CASES[name](bench.Draw(TINY, dtype))[0] if isinstance(a, np.ndarray)]
-    assert {a.dtype for a in arrays if a.dtype.kind == "f"} == {np.dtype(dtype)}
+    assert {a.dtype for a in arrays if a.dtype.kind == "f"} <= {np.dtype(dtype)}       # packing takes bytes only
 
 
 @needs_jit

@@ -253,6 +253,42 @@ def test_spikes_in_bytes_give_the_same_bits(dtype, backend, samples, stride):
 
 
 @dtypes
+@pytest.mark.parametrize("backend", twin.BACKENDS)
+@pytest.mark.parametrize("case", [
+    Case(samples=(2, 8), spikes=True),
+    Case(size=(2, 5, 3), samples=(3, 24), kernel_size=(1, 1), padding=0, spikes=True),
+    Case(size=(20, 12, 12), samples=(4, 16), filters=33, kernel_size=(5, 3), padding=2, spikes=True),
+], ids=str)
+def test_packed_spikes_give_the_same_bits(case, backend, dtype):
+    x, w, bias, dy = make(case, dtype)
+    with twin.backend(backend):
+        packed, good = conv.pack_input(x.astype(np.uint8), case.padding)
+        assert good
+        assert packed.nbytes < x.size / 2
+        assert conv.input_size(packed, case.padding) == case.size
+        np.testing.assert_array_equal(conv.unpacked(packed, 1, case.padding), x)
+        plain = calls(case, x.astype(np.uint8), w, bias, dy)
+        for (operation, args), bytes_ in zip(calls(case, packed, w, bias, dy).items(), plain.values(), strict=True):
+            if operation is not conv.conv2d_input_gradient:
+                np.testing.assert_array_equal(operation(*args), operation(*bytes_))
+
+
+@pytest.mark.parametrize("backend", twin.BACKENDS)
+def test_what_is_not_packed(backend):
+    case = Case(samples=(2, 8), stride=2, spikes=True)
+    x, w, _, _ = make(case)
+    spikes = x.astype(np.uint8)
+    with twin.backend(backend):
+        assert conv.pack_input(spikes[..., :7], 1)[1] is False
+        other = spikes.copy()
+        other[2, 5, 6, 1, 7] = 2
+        assert conv.pack_input(other, 1)[1] is False
+        packed, _ = conv.pack_input(spikes, 1)
+        with pytest.raises(ValueError, match="stride of 1"):
+            conv.conv2d_forward(packed, w.data, w.indices, w.indptr, None, *case.window)
+
+
+@dtypes
 @pytest.mark.parametrize("backend", twin.BACKENDS[:2])
 def test_bytes_that_are_no_spikes_are_numbers(dtype, backend):
     case = Case(samples=(4, 16), spikes=True)

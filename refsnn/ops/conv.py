@@ -8,7 +8,8 @@ Shapes: x (C, H, W, T, B), y (O, H_out, W_out, T, B) with H_out = (H + 2 padding
 Time and batch are samples: every one is convolved by itself. The gradient of a bias is `linear.bias_gradient`.
 
 Spikes may be bytes, uint8: a quarter of the memory, and the same result, to the last bit. (They are numbers like any
-other: a byte of 2 counts twice.)
+other: a byte of 2 counts twice.) Where the stride is 1, they may also be what `pack_input` makes of them, a bit each
+among the padding's zeros, told by its six axes: both passes of a training step read them so.
 
 Parameter    Default  Unit   Meaning
 kernel_size  -        pixel  (kH, kW), the window
@@ -36,6 +37,22 @@ Timed = Literal["forward", "input gradient", "weight gradient"]
 CROSSOVER = {"forward": (0.32, 0.52), "input gradient": (0.5, 0.5), "weight gradient": (0.63, 0.5)}
 
 
+@op(kernel="conv:pack_input_kernel", agree="exact")
+def pack_input(x: Array, padding: int) -> tuple[Array, bool]:
+    """Spikes among zeros, a bit each.
+
+        bit n % 8 of packed[c, a, 0, b, t, n // 8] = x[c, a - padding, b - padding, t, n]
+
+    x        (C, H, W, T, B)                                   uint8, B a multiple of 8
+    returns  (C, H + 2 padding, 1, W + 2 padding, T, B / 8)    uint8, and True; with no elements, and False, where x
+                                                               holds other numbers than 0 and 1, or B does not fit
+    """
+    if x.shape[-1] % 8 or x.max(initial=0) > 1:
+        return np.empty((0,) * 6, np.uint8), False
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0), (0, 0)))
+    return np.packbits(padded, axis=-1, bitorder="little")[:, :, None], True
+
+
 @op(kernel="conv:conv2d_forward_kernel", agree="sum")
 def conv2d_forward(
     x: Array,
@@ -54,14 +71,15 @@ def conv2d_forward(
 
     over the active k = (c kH + i) kW + j of row o; x is 0 outside the image. (A correlation: no flipped window.)
 
-    x        (C, H, W, T, B)           input: float, or uint8 spikes
+    x        (C, H, W, T, B)           input: float, or uint8 spikes; or packed
     data     (nnz,)                    active weights; with indices (nnz,), indptr (O + 1,) the CSR matrix (O, C kH kW)
     bias     (O,) or None              added to every place of a filter's map
     returns  (O, H_out, W_out, T, B)   in the dtype of data
 
-    Raises ValueError where the window is larger than the padded image, IndexError where a column lies beyond C kH kW.
+    Raises ValueError where the window is larger than the padded image or packed spikes meet a stride, IndexError where
+    a column lies beyond C kH kW.
     """
-    windows = patches(x, kernel_size, stride, padding)
+    windows = patches(unpacked(x, stride, padding), kernel_size, stride, padding)
     rows = indptr.size - 1
     y = np.zeros((rows, *windows.shape[1:]), dtype=data.dtype)
     for o in range(rows):
@@ -119,13 +137,13 @@ def conv2d_weight_gradient(
 
         dW[o, k] = sum over h, w, t, b of dy[o, h, w, t, b] x[c, stride h + i - padding, stride w + j - padding, t, b]
 
-    dy       (O, H_out, W_out, T, B);  x  (C, H, W, T, B), float, or uint8 spikes
+    dy       (O, H_out, W_out, T, B);  x  (C, H, W, T, B), float, or uint8 spikes; or packed
     indices  (nnz,), with indptr (O + 1,): the active k of each row
     returns  (nnz,)                   in the dtype of dy
 
     Raises ValueError where dy does not have the output's size, IndexError as `conv2d_forward`.
     """
-    windows = patches(x, kernel_size, stride, padding)
+    windows = patches(unpacked(x, stride, padding), kernel_size, stride, padding)
     _check_gradient(dy, *windows.shape[1:3])
     ddata = np.zeros(indices.size, dtype=dy.dtype)
     for o in range(indptr.size - 1):
@@ -142,12 +160,12 @@ def conv2d_weight_gradient_dense(
 
     The equation is that of `conv2d_weight_gradient`, for all k.
 
-    dy       (O, H_out, W_out, T, B);  x  (C, H, W, T, B), float, or uint8 spikes
+    dy       (O, H_out, W_out, T, B);  x  (C, H, W, T, B), float, or uint8 spikes; or packed
     returns  (O, C kH kW)             in the dtype of dy
 
     Raises ValueError where dy does not have the output's size.
     """
-    windows = patches(x, kernel_size, stride, padding)
+    windows = patches(unpacked(x, stride, padding), kernel_size, stride, padding)
     _check_gradient(dy, *windows.shape[1:3])
     return np.tensordot(dy, windows, axes=([1, 2, 3, 4], [1, 2, 3, 4]))
 
@@ -179,6 +197,24 @@ def prefer_dense(
 def _share(many: int, group: int) -> float:
     """How much of groups of that size is used: they come whole."""
     return many / (math.ceil(many / group) * group)
+
+
+def unpacked(x: Array, stride: int, padding: int) -> Array:
+    """The input (C, H, W, T, B), which may be packed; bytes, where it is. Raises ValueError for a stride beyond 1."""
+    if x.ndim == 5:
+        return x
+    if stride != 1:
+        raise ValueError("packed spikes are for a stride of 1")
+    _, height, width = input_size(x, padding)
+    bits = np.unpackbits(x[:, :, 0], axis=-1, bitorder="little")
+    return bits[:, padding : padding + height, padding : padding + width]
+
+
+def input_size(x: Array, padding: int) -> tuple[int, int, int]:
+    """(C, H, W) of an input, which may be packed."""
+    if x.ndim == 5:
+        return x.shape[0], x.shape[1], x.shape[2]
+    return x.shape[0], x.shape[1] - 2 * padding, x.shape[3] - 2 * padding
 
 
 def output_size(size: tuple[int, int], kernel_size: tuple[int, int], stride: int, padding: int) -> tuple[int, int]:

@@ -33,9 +33,11 @@ from refsnn.ops.kernels.blocks.maps import (
     gradient_size,
     output_size,
     pack_maps,
-    pad_maps,
     patch_shape,
     pixels_at_least,
+    read_bits,
+    read_numbers,
+    sizes,
     split_rows,
     tile_size,
     window_offsets,
@@ -51,26 +53,35 @@ GROUP = 64      # channels of a task of the sort, where there are enough of them
 NEAR = 2**23    # bytes of rows of real x that all filters read before the next ones: the last cache keeps them
 
 
+@kernel_jit()
+def pack_input_kernel(x: Array, padding: int) -> tuple[Array, bool]:
+    """Kernel of `pack_input`."""
+    bits, packed = pack_maps(x, padding, 1)
+    if not packed or x.shape[4] % 8 != 0:
+        return np.empty((0, 0, 0, 0, 0, 0), np.uint8), False
+    return bits.reshape((*bits.shape[:4], x.shape[3], x.shape[4] // 8)), True
+
+
 @kernel_jit(parallel=True, fastmath={"contract"})
 def conv2d_forward_kernel(
     x: Array, data: Array, indices: Array, indptr: Array, bias: Array | None,
     kernel_size: Pair, stride: int, padding: int, execution: int,
 ) -> Array:
     """Kernel of `conv2d_forward`."""
-    channels, height, width, steps, batch = x.shape
+    channels, height, width, steps, batch = sizes(x, padding)
     rows, samples = indptr.size - 1, steps * batch
     h_out, w_out = output_size(height, width, kernel_size, stride, padding)
     at_rest = no_bias(rows, data.dtype) if bias is None else bias
     flat = empty(rows * h_out * w_out * samples, data.dtype).reshape(rows, h_out, w_out, samples)
     geometry = (stride, padding, padding, 1, 0, 0, h_out, w_out)
-    if execution == DENSE:
+    if x.ndim == 5 and execution == DENSE:
         done = look_up(flat, x, data, indices, indptr, at_rest, kernel_size, stride, padding)
         if not done:
             image = np.asarray(x, data.dtype).reshape(channels, height, width, samples)
             done = convolve_dense(flat, image, geometry, data, indices, indptr, kernel_size, at_rest, False)
         if done:
             return flat.reshape(rows, h_out, w_out, steps, batch)
-    bits, packed = pack_maps(x, padding, stride)
+    bits, packed = read_bits(x, padding, stride)
     if packed:
         offsets = window_offsets(indices, channels, bits.shape, kernel_size, 1)
         tasks = h_out * ceil_div(rows, ROWS)
@@ -142,11 +153,11 @@ def conv2d_input_gradient_kernel(
 @kernel_jit(parallel=True)
 def conv2d_weight_gradient_dense_kernel(dy: Array, x: Array, kernel_size: Pair, stride: int, padding: int) -> Array:
     """Kernel of `conv2d_weight_gradient_dense`: `conv2d_weight_gradient` of all columns, for two filters at a time."""
-    channels, height, width, steps, batch = x.shape
+    channels, height, width, steps, batch = sizes(x, padding)
     rows, samples, columns = dy.shape[0], steps * batch, channels * kernel_size[0] * kernel_size[1]
     h_out, w_out = gradient_size(dy, height, width, kernel_size, stride, padding)
-    bits, packed = pack_maps(x, padding, stride)
-    source = pad_maps(np.asarray(x[: 0 if packed else channels], dy.dtype), padding, stride)
+    bits, packed = read_bits(x, padding, stride)
+    source = read_numbers(x, packed, dy, padding, stride)
     run = bits.shape[4] if packed else samples
     shape, every = (channels, bits.shape[1], stride, bits.shape[3], run), np.arange(columns)
     offsets = window_offsets(every, channels, shape, kernel_size, 1).reshape(-1)
@@ -183,11 +194,11 @@ def conv2d_weight_gradient_kernel(
     """Kernel of `conv2d_weight_gradient`: a dot product of output rows for every active weight."""
     if execution == DENSE:
         return take_active(conv2d_weight_gradient_dense_kernel(dy, x, kernel_size, stride, padding), indices, indptr)
-    channels, height, width, steps, batch = x.shape
+    channels, height, width, steps, batch = sizes(x, padding)
     rows, samples = indptr.size - 1, steps * batch
     h_out, w_out = gradient_size(dy, height, width, kernel_size, stride, padding)
-    bits, packed = pack_maps(x, padding, stride)
-    source = pad_maps(np.asarray(x[: 0 if packed else channels], dy.dtype), padding, stride)
+    bits, packed = read_bits(x, padding, stride)
+    source = read_numbers(x, packed, dy, padding, stride)
     run = bits.shape[4] if packed else samples
     offsets = window_offsets(indices, channels, (channels, bits.shape[1], stride, bits.shape[3], run), kernel_size,
                              1).reshape(-1)

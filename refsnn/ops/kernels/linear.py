@@ -76,29 +76,32 @@ def linear_forward_kernel(x: Array, data: Array, indices: Array, indptr: Array, 
     y = np.empty((rows, samples), data.dtype)
     bits, packed = pack_rows(x.reshape(features, samples))
     numbers = as_floats(x, data, packed)
-    offsets = row_offsets(indices, features, samples // 8 if packed else samples)
+    check_columns(indices, features)
     if indices.size * samples < SERIAL:
-        weigh_inputs(y, 0, rows, numbers, bits, packed, data, offsets, indptr, at_rest)
+        weigh_inputs(y, 0, rows, numbers, bits, packed, data, indices, indptr, at_rest)
     else:
         for t in prange(ceil_div(rows, ROWS)):
-            weigh_inputs(y, np.int64(t) * ROWS, ROWS, numbers, bits, packed, data, offsets, indptr, at_rest)
+            weigh_inputs(y, np.int64(t) * ROWS, ROWS, numbers, bits, packed, data, indices, indptr, at_rest)
     return y.reshape(rows, steps, batch)
 
 
 @kernel_jit()
 def weigh_inputs(
-    y: Array, start: int, count: int, x: Array, bits: Array, packed: bool, data: Array, offsets: Array, indptr: Array,
+    y: Array, start: int, count: int, x: Array, bits: Array, packed: bool, data: Array, indices: Array, indptr: Array,
     at_rest: Array,
 ) -> None:
     """Task: the currents of `count` neurons from `start` on."""
     n, target, real, spikes = y.shape[1], y.reshape(-1), x.reshape(-1), bits.reshape(-1)
-    for o in range(start, min(start + count, y.shape[0])):
-        at = o * n
+    end = min(start + count, y.shape[0])
+    offsets = for_a_row(indptr, start, end)
+    for o in range(start, end):
+        at, first, many = o * n, indptr[o], indptr[o + 1] - indptr[o]
+        find_runs(offsets, indices, first, many, n // 8 if packed else n)
         fill(target, at, n, at_rest[o])
         if packed:
-            add_spikes(target, at, target, at, n, spikes, 0, offsets, data, indptr[o], indptr[o + 1])
+            add_spikes(target, at, target, at, n, spikes, 0, offsets, data[first:], 0, many)
         else:
-            add_runs(target, at, target, at, n, real, 0, offsets, data, indptr[o], indptr[o + 1])
+            add_runs(target, at, target, at, n, real, 0, offsets, data[first:], 0, many)
 
 
 @kernel_jit(parallel=True)
@@ -150,34 +153,36 @@ def linear_weight_gradient_kernel(dy: Array, x: Array, indices: Array, indptr: A
     rows, samples = indptr.size - 1, steps * batch
     bits, packed = pack_rows(x.reshape(features, samples))
     numbers = as_floats(x, dy, packed)
-    offsets = row_offsets(indices, features, samples // 8 if packed else samples)
+    check_columns(indices, features)
     ddata = np.empty(indices.size, dy.dtype)
     if indices.size * samples < SERIAL:
-        dot_inputs(ddata, 0, rows, dy, numbers, bits, packed, offsets, indptr)
+        dot_inputs(ddata, 0, rows, dy, numbers, bits, packed, indices, indptr)
     else:
         for t in prange(ceil_div(rows, ROWS)):
-            dot_inputs(ddata, np.int64(t) * ROWS, ROWS, dy, numbers, bits, packed, offsets, indptr)
+            dot_inputs(ddata, np.int64(t) * ROWS, ROWS, dy, numbers, bits, packed, indices, indptr)
     return ddata
 
 
 @kernel_jit()
 def dot_inputs(
-    ddata: Array, start: int, count: int, dy: Array, x: Array, bits: Array, packed: bool, offsets: Array, indptr: Array
+    ddata: Array, start: int, count: int, dy: Array, x: Array, bits: Array, packed: bool, indices: Array, indptr: Array
 ) -> None:
     """Task: the active weights of `count` neurons from `start` on. Where eight fill vectors, no call stands between."""
     n, gradient, real, spikes = dy.shape[1] * dy.shape[2], dy.reshape(-1), x.reshape(-1), bits.reshape(-1)
-    filled = WIDE and whole(n, vector(gradient)) == n
-    for o in range(start, min(start + count, dy.shape[0])):
-        k, last = indptr[o], indptr[o + 1]
-        if not filled or last - k < 8:
-            dot_runs(ddata, 1, 0, gradient, o * n, 0, n, real, spikes, packed, offsets, k, last, 0, 1, n)
+    filled, end = WIDE and whole(n, vector(gradient)) == n, min(start + count, dy.shape[0])
+    offsets = for_a_row(indptr, start, end)
+    for o in range(start, end):
+        first, many, k = indptr[o], indptr[o + 1] - indptr[o], 0
+        find_runs(offsets, indices, first, many, n // 8 if packed else n)
+        if not filled or many < 8:
+            dot_runs(ddata[first:], 1, 0, gradient, o * n, 0, n, real, spikes, packed, offsets, 0, many, 0, 1, n)
             continue
-        while k < last:
-            k = min(k, last - 8)                    # a last group that is not full takes some weights a second time
+        while k < many:
+            k = min(k, many - 8)                    # a last group that is not full takes some weights a second time
             if packed:
-                spike_dots8(ddata, k, 0, gradient, o * n, 0, n, spikes, offsets, k, 0, 1, n)
+                spike_dots8(ddata, first + k, 0, gradient, o * n, 0, n, spikes, offsets, k, 0, 1, n)
             else:
-                dots8(ddata, k, 0, gradient, o * n, 0, n, real, offsets, k, 0, 1, n)
+                dots8(ddata, first + k, 0, gradient, o * n, 0, n, real, offsets, k, 0, 1, n)
             k += 8
 
 
@@ -260,13 +265,19 @@ def _as_floats(x, like, packed):  # type: ignore[no-untyped-def]  # noqa: ARG001
 
 
 @kernel_jit()
-def row_offsets(indices: Array, features: int, run: int) -> Array:
-    """Where the run of each column starts. Raises IndexError where a column lies beyond the input's features."""
-    check_columns(indices, features)
-    offsets = np.empty(indices.size, np.int64)
-    for k in range(indices.size):
-        offsets[k] = np.int64(indices[k]) * run
-    return offsets
+def find_runs(offsets: Array, indices: Array, first: int, many: int, run: int) -> None:
+    """Where the runs of the columns of one neuron start: so many from `first` on; the first cache holds them."""
+    for k in range(many):
+        offsets[k] = np.int64(indices[first + k]) * run
+
+
+@njit(cache=True)
+def for_a_row(indptr: Array, start: int, end: int) -> Array:
+    """Room for the places of the neuron with most weights among some."""
+    most = 0
+    for o in range(start, end):
+        most = max(most, indptr[o + 1] - indptr[o])
+    return np.empty(most, np.int64)
 
 
 @njit(cache=True)

@@ -201,6 +201,32 @@ def pack_map(bits: Array, c: Any, x: Array, padding: int) -> bool:
     return True
 
 
+@kernel_jit()
+def read_bits(x: Array, padding: int, stride: int) -> tuple[Array, bool]:
+    """`pack_maps` of an input that may be packed already (`pack_input`)."""
+    if x.ndim == 6:
+        if stride != 1:
+            raise ValueError("packed spikes are for a stride of 1")
+        return x.reshape((*x.shape[:4], x.shape[4] * x.shape[5])), True
+    return pack_maps(x, padding, stride)
+
+
+@kernel_jit()
+def read_numbers(x: Array, packed: bool, like: Array, padding: int, stride: int) -> Array:
+    """`pad_maps` of an input that is not packed, in the dtype of `like`; of a packed one nothing."""
+    if x.ndim == 6:
+        return np.empty((0, 0, 0, 0, 0), like.dtype)
+    return pad_maps(np.asarray(x[: 0 if packed else len(x)], like.dtype), padding, stride)
+
+
+@njit(cache=True)
+def sizes(x: Array, padding: int) -> Shape:
+    """(C, H, W, T, B) of an input that may be packed."""
+    if x.ndim == 6:
+        return x.shape[0], x.shape[1] - 2 * padding, x.shape[3] - 2 * padding, x.shape[4], 8 * x.shape[5]
+    return x.shape
+
+
 @kernel_jit(parallel=True)
 def pad_maps(x: Array, padding: int, stride: int) -> Array:
     """x (C, H, W, T, B) among zeros, (C, rows, stride, columns, N): pixel (a, b), from the corner of the padding, lies
