@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refsnn import chain
 from refsnn.chain import Residual
 from refsnn.errors import UserError
 from refsnn.evaluate import synapses
@@ -50,24 +51,43 @@ class Kept:
     counted: bool
 
 
-def kept(layers: Sequence[Layer], shape: Shape, counted: bool = False, as_bytes: bool = False) -> Kept:
+@dataclass(frozen=True)
+class Batch:
+    """T steps, B samples, and bytes of a number: what it depends on how spikes are kept, and which maps are not."""
+
+    steps: int
+    size: int
+    item: int
+
+    @property
+    def samples(self) -> int:
+        """T B."""
+        return self.steps * self.size
+
+
+def kept(layers: Sequence[Layer], shape: Shape, batch: Batch, counted: bool = False, as_bytes: bool = False) -> Kept:
     """What a chain of layers keeps of every sample and step, its input of `shape` included where a layer keeps it.
 
     counted: the input is an array that is counted already; as_bytes: it is one of spikes, a byte each.
     """
-    numbers, others, largest = 0.0, 0.0, math.prod(shape)
+    numbers, others, largest, before = 0.0, 0.0, math.prod(shape), None
     groups = {id(one.neurons): one for one in grouped(layers, NO_RECORD) if isinstance(one, Group)}
+    starts = {id(one.norm or one.neurons) for one in groups.values()}
     for layer in layers:
         if isinstance(layer, Residual):
-            body = kept(layer.body, shape, counted, as_bytes)
-            shortcut = kept(layer.shortcut, shape, True, as_bytes)
+            body = kept(layer.body, shape, batch, counted, as_bytes)
+            own = as_bytes and _packed(layer.body[0], shape, batch) > 0     # packed spikes are of one convolution
+            shortcut = kept(layer.shortcut, shape, batch, not own, as_bytes)
             numbers, others = numbers + body.numbers + shortcut.numbers, others + body.bytes + shortcut.bytes
-            largest, shape, counted, as_bytes = max(largest, body.largest), body.shape, False, False
+            largest, before = max(largest, body.largest), layer
+            shape, counted, as_bytes = body.shape, False, False
             continue
         size, group = math.prod(shape), groups.get(id(layer))
-        if (isinstance(layer, Conv2d | Linear | BatchNorm) or (group and group.norm is None)) and not counted:
+        if as_bytes and (packed := _packed(layer, shape, batch)):
+            others += packed
+        elif (isinstance(layer, Conv2d | Linear | BatchNorm) or (group and group.norm is None)) and not counted:
             others += size * as_bytes               # its input
-            numbers += size * (not as_bytes)
+            numbers += size * (not as_bytes) * (id(layer) not in starts or not _computed_twice(before, size, batch))
         if isinstance(layer, Spiking) and not group:
             numbers += 2 * size                     # membrane and spikes
         shape = layer.output_shape(shape)
@@ -79,8 +99,22 @@ def kept(layers: Sequence[Layer], shape: Shape, counted: bool = False, as_bytes:
             counted = isinstance(layer, Spiking) and not group
         if not isinstance(layer, Flatten | MaxPool2d):
             as_bytes = group is not None and group.compact
-        largest = max(largest, math.prod(shape))
+        largest, before = max(largest, math.prod(shape)), layer
     return Kept(numbers, others, largest, shape, counted)
+
+
+def _packed(layer: Layer, shape: Shape, batch: Batch) -> float:
+    """Bytes of a convolution's packed input, of a sample and step; 0 where it is not packed."""
+    if not isinstance(layer, Conv2d) or not layer.packs(batch.steps, batch.size):
+        return 0.0
+    channels, height, width = shape
+    return channels * (height + 2 * layer.padding) * (width + 2 * layer.padding) / 8
+
+
+def _computed_twice(before: Layer | None, size: int, batch: Batch) -> bool:
+    """Whether what a layer puts out is not kept (`chain_forward`)."""
+    large = size * batch.samples * batch.item >= chain.LARGE
+    return large and before is not None and chain.data_convolution(before) is not None
 
 
 @dataclass(frozen=True)
@@ -127,13 +161,13 @@ def holdings(network: Network, config: Config) -> dict[str, int]:
 
 def budget(network: Network, config: Config) -> Budget:
     """The budget of a training step of this network with `train.batch` samples."""
-    item, samples = np.dtype(config.dtype).itemsize, config.encode.steps * config.train.batch
-    need = kept(network.layers, network.input_shape)
+    batch = Batch(config.encode.steps, config.train.batch, np.dtype(config.dtype).itemsize)
+    need = kept(network.layers, network.input_shape, batch)
     weights = network.weights.values()
     active, places = sum(w.nnz for w in weights), sum(w.size for w in weights)
     busy, dense = (config.encode.steps * n for n in synapses(network))
-    gradients = item * (active + 2 * places * bool(GROW[config.rewire.grow].reads))     # dense, and once in the making
-    step = samples * (item * (need.numbers + BESIDE * need.largest) + need.bytes)
+    gradients = batch.item * (active + places * bool(GROW[config.rewire.grow].reads))
+    step = batch.samples * (batch.item * (need.numbers + BESIDE * need.largest) + need.bytes)
     return Budget(active, places, busy, dense, step, sum(holdings(network, config).values()) + gradients)
 
 

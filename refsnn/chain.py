@@ -62,7 +62,7 @@ def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec:
     caches: list[Any] = []
     for layer in grouped(layers, rec, training):
         if isinstance(layer, Group):
-            again = caches and _data_convolution(layers[len(caches) - 1]) is not None and x.nbytes >= LARGE
+            again = caches and data_convolution(layers[len(caches) - 1]) is not None and x.nbytes >= LARGE
             x, own = layer.forward(x, training)
             if again and training:
                 own[0] = (None, *own[0][1:])
@@ -86,7 +86,7 @@ def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Recor
         if group is not None:
             end -= group.width
             x, *statistics = caches[end]
-            if x is None and (convolution := _data_convolution(layers[end - 1])):
+            if x is None and (convolution := data_convolution(layers[end - 1])):
                 x = convolution.output(caches[end - 1])
             dy, own = group.backward(dy, [(x, *statistics), *caches[end + 1 : last]])
         else:
@@ -97,7 +97,7 @@ def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Recor
     return dy, gradients
 
 
-def _data_convolution(layer: Layer) -> Conv2d | None:
+def data_convolution(layer: Layer) -> Conv2d | None:
     """The layer, where it is the convolution that reads the data."""
     return layer if isinstance(layer, Conv2d) and layer.first else None
 

@@ -149,17 +149,16 @@ class Conv2d:
 
     def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, x); spikes in bytes are packed for both passes of a training step."""
-        if training and x.dtype == np.uint8 and self._packs(x):
+        if training and x.dtype == np.uint8 and self.packs(*x.shape[-2:]):
             packed, possible = conv.pack_input(x, self.padding)
             x = packed if possible else x
         y = self.output(x)
         rec.samples(f"forward/{self.name}/y", y)
         return y, x
 
-    def _packs(self, x: Array) -> bool:
-        """Whether packed spikes are what both passes read: forward, dense execution wants them in bytes."""
-        sparse = self.executed("forward", x.shape[-2] * x.shape[-1]) == "sparse"
-        return self.stride == 1 and x.shape[-1] % 8 == 0 and sparse
+    def packs(self, steps: int, batch: int) -> bool:
+        """Whether spikes are packed for both passes: forward, dense execution wants them in bytes."""
+        return self.stride == 1 and batch % 8 == 0 and self.executed("forward", steps * batch) == "sparse"
 
     def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, gradients)."""

@@ -5,7 +5,7 @@ import pytest
 
 from conftest import data_of, first, tiny
 from refsnn import config as configuration
-from refsnn.budget import budget, kept, require_memory
+from refsnn.budget import Batch, budget, kept, require_memory
 from refsnn.chain import Residual, leaf_caches
 from refsnn.errors import UserError
 from refsnn.layers import Conv2d
@@ -135,15 +135,20 @@ def bytes_kept(caches: list) -> int:
     return sum(seen.values())
 
 
+@pytest.mark.parametrize("large", [2**24, 0])       # 0: what the convolution of the data puts out is not kept
+@pytest.mark.parametrize("batch", [4, 16])          # 16: spikes that convolutions read are packed
 @pytest.mark.parametrize("text", ["4C3 6R 8Rs2 8R GAP FC12 FC", "4C3 MP2 6C3/nonorm AP2 FC8 FC VOTE2", "FC8/nolif FC",
                                   "4C3/nolif 4C3s2 AP2 FC"])
-def test_the_budget_counts_what_the_caches_hold(text: str) -> None:
-    config = chain(text, "dtype=float64", "encode.steps=3", "train.batch=4")
+def test_the_budget_counts_what_the_caches_hold(text: str, batch: int, large: int, monkeypatch: pytest.MonkeyPatch
+                                                ) -> None:
+    monkeypatch.setattr("refsnn.chain.LARGE", large)
+    config = chain(text, "dtype=float64", "encode.steps=3", f"train.batch={batch}", "structure.density=0.2")
     network = build(config, (3, 8, 8), 5)
-    x = np.random.default_rng(0).random((3, 8, 8, 3, 4))
+    x = np.random.default_rng(0).random((3, 8, 8, 3, batch))
     _, caches = network.forward(x, True, lambda name: stream(0, name), NO_RECORD)
-    need = kept(network.layers, (3, 8, 8))
-    assert (need.numbers * 8 + need.bytes) * 12 == bytes_kept([c for _, c in leaf_caches(network.layers, caches)])
+    need = kept(network.layers, (3, 8, 8), Batch(3, batch, 8))
+    held = bytes_kept([c for _, c in leaf_caches(network.layers, caches)])
+    assert (need.numbers * 8 + need.bytes) * 3 * batch == held
 
 
 def test_too_little_memory_is_refused_with_the_remedy() -> None:

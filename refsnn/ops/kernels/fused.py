@@ -115,7 +115,7 @@ def channels_of(a: Array | None, like: Array) -> Array:
     return np.empty(0, like.dtype) if a is None else a
 
 
-@njit(cache=True)
+@kernel_jit()
 def gradient_map(x: Array, over_x: bool) -> Array:
     """Where dx goes: into x, where that is allowed and large, for then dz has a place of its own; else a new array."""
     if over_x and x.size * x.itemsize >= STREAM:
