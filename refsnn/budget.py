@@ -70,7 +70,8 @@ def kept(layers: Sequence[Layer], shape: Shape, batch: Batch, counted: bool = Fa
 
     counted: the input is an array that is counted already; as_bytes: it is one of spikes, a byte each.
     """
-    numbers, others, largest, before = 0.0, 0.0, math.prod(shape), None
+    numbers, others, largest = 0.0, 0.0, math.prod(shape)
+    before: Layer | None = None
     groups = {id(one.neurons): one for one in grouped(layers, NO_RECORD) if isinstance(one, Group)}
     starts = {id(one.norm or one.neurons) for one in groups.values()}
     for layer in layers:

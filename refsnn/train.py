@@ -137,14 +137,16 @@ def one_sample(config: Config, data: Dataset) -> Array:
 def run_every_kernel(state: State, data: Dataset) -> None:
     """Run one sample forwards and backwards in every mode and forget it: what has to be compiled is compiled now.
 
-    Otherwise the first evaluation and the first step without a dense gradient would wait for the compiler.
+    Otherwise the first evaluation and the first step without a dense gradient would wait for the compiler. Eight times
+    the sample are a batch whose spikes convolutions pack, which one is not; batches of a run may be of both kinds.
     """
     config, network = state.config, state.network
     encoded = one_sample(config, data)
     network.forward(encoded, False, partial(_draw, config.seed, 0), NO_RECORD)
-    for dense in (False, True):
-        logits, caches = network.forward(encoded, True, partial(_draw, config.seed, 0), NO_RECORD)
-        network.backward(logits, caches, NO_RECORD, dense)
+    for batch in (encoded, encoded.repeat(8, axis=-1)):
+        for dense in (False, True) if reads_dense_gradients(config) else (False,):
+            logits, caches = network.forward(batch, True, partial(_draw, config.seed, 0), NO_RECORD)
+            network.backward(logits, caches, NO_RECORD, dense)
 
 
 def train(state: State, data: Dataset, watcher: Watcher, rec: Records = NO_RECORD) -> None:
@@ -316,10 +318,15 @@ def new_growth(state: State) -> dict[str, GrowthMemory]:
     return {name: new_memory((w.rows, w.columns), keys.rewire.grow, keys.dtype) for name, w in weights.items()}
 
 
+def reads_dense_gradients(config: Config) -> bool:
+    """Whether some step of a run looks at the gradient at every place: something regrows, by a rule that does."""
+    return config.rewire.ratio != "none" and bool(GROW[config.rewire.grow].reads)
+
+
 def needs_dense_gradient(state: State, steps_per_epoch: int) -> bool:
     """Whether the growth rule wants to see the next step's gradient at every place."""
     keys, reads = state.config.rewire, GROW[state.config.rewire.grow].reads
-    if not reads or keys.ratio == "none":
+    if not reads_dense_gradients(state.config):
         return False
     window = keys.grow_window if "average" in reads else 1      # the last gradient is all that the others look at
     distance = steps_to_growth(state, steps_per_epoch)
