@@ -35,6 +35,7 @@ Array = npt.NDArray[Any]
 Case = tuple[tuple[Any, ...], int]      # arguments of an operation, and its floating-point operations on active weights
 
 SECONDS, LEAST, MOST = 2.0, 5, 50       # time to spend on an operation; fewest and most rounds
+PAUSE, SHORTEST = 0.02, 0.1     # seconds: for another library's idle threads to fall asleep; what is timed at once
 HEAD = f"{'operation':<30}{'definition':>12}{'kernel':>10}{'ratio':>8}   {'quartiles':<13}{'GFLOP/s':>9}{'GB/s':>7}"
 
 
@@ -238,9 +239,9 @@ def measure(name: str, dtype: str, size: Size, seconds: float = SECONDS) -> Row:
     same = _in_float64(args) if name in NORMALISED else args
     twin.check_agreement(name, operation.agree, operation.definition(*same), operation.run_kernel(*same), same)
     programs = [lambda: operation.definition(*args), lambda: operation.run_kernel(*args)]
-    warm = interleave(programs, 1)
-    rounds = min(max(LEAST, int(seconds / warm.sum())), MOST)
-    definition, kernel = interleave(programs, rounds).T
+    warm, shortest = sum(timed(program) for program in programs), min(SHORTEST, seconds)
+    rounds = min(max(LEAST, int(seconds / (warm + 2 * (PAUSE + shortest)))), MOST)
+    definition, kernel = interleave(programs, rounds, shortest).T
     ratio, lower, upper = quartiles(definition / kernel)
     once = float(np.median(kernel))
     moved = sum(a.nbytes for a in (*args, *_results(operation.run_kernel(*args))) if isinstance(a, np.ndarray))
@@ -253,16 +254,29 @@ def _in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in args)
 
 
-def interleave(programs: Sequence[Callable[[], object]], rounds: int) -> Array:
-    """Seconds of each program in each round, (rounds, programs); who goes first moves on by one from round to round."""
-    times = np.empty((rounds, len(programs)))
+def interleave(calls: Sequence[Callable[[], object]], rounds: int, shortest: float = SHORTEST) -> Array:
+    """Seconds of one call of each in each round, (rounds, calls); who goes first moves on by one from round to round.
+
+    One call each is for warming up, one to see how long it takes: what is shorter than `shortest` seconds is repeated.
+    """
+    for call in calls:
+        call()
+    repeats = [max(1, round(shortest / timed(call))) for call in calls]
+    times = np.empty((rounds, len(calls)))
     for r in range(rounds):
-        for k in range(len(programs)):
-            which = (r + k) % len(programs)
-            began = time.perf_counter()
-            programs[which]()
-            times[r, which] = time.perf_counter() - began
+        for k in range(len(calls)):
+            which = (r + k) % len(calls)
+            times[r, which] = timed(calls[which], repeats[which])
     return times
+
+
+def timed(call: Callable[[], object], repeats: int = 1) -> float:
+    """Seconds of one call, after a pause."""
+    time.sleep(PAUSE)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - began) / repeats
 
 
 def quartiles(values: Array) -> tuple[float, float, float]:
@@ -294,7 +308,7 @@ def bench(dtype: str, out: Path | None = None) -> Iterator[str]:
     yield ""
     yield HEAD
     for name in CASES:
-        rows.append(measure(name, dtype, size))
+        rows.append(measure(name, dtype, size, SECONDS))
         yield str(rows[-1])
     if out is not None:
         write_csv(out, rows)

@@ -56,10 +56,13 @@ def test_work_counts_active_weights_and_the_places_they_serve() -> None:
 
 def test_programs_run_in_turn_and_each_goes_first() -> None:
     order: list[int] = []
-    times = bench.interleave([lambda: order.append(0), lambda: (order.append(1), time.sleep(0.002))], 3)
-    assert order == [0, 1, 1, 0, 0, 1]
+    times = bench.interleave([lambda: order.append(0), lambda: (order.append(1), time.sleep(0.002))], 3, 0)
+    assert order == [0, 1, 0, 1, 0, 1, 1, 0, 0, 1], "once for warming up, once to see how long they take, three rounds"
     assert times.shape == (3, 2)
     assert (times[:, 1] > times[:, 0]).all()
+    order.clear()
+    bench.interleave([lambda: order.append(0), lambda: (order.append(1), time.sleep(0.002))], 1, 0.01)
+    assert 1 < order.count(1) - 2 <= 5, "a hundredth of a second, and no less"
     assert bench.quartiles(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == (3, 2, 4)
 
 

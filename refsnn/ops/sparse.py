@@ -10,6 +10,7 @@ a convolution's filter), column j counts the places of the rest of the shape in 
     their values:          data[indptr[i]:indptr[i+1]]      (an active weight may be exactly 0)
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -71,9 +72,9 @@ class SparseWeight:
         """N, the number of places of the dense weight."""
         return self.rows * self.columns
 
-    @property
+    @functools.cached_property
     def density(self) -> float:
-        """d / N."""
+        """d / N; every step asks for it."""
         return self.nnz / self.size
 
     def row_index(self) -> Array:

@@ -8,9 +8,8 @@ import programs
 import results
 from ours import Ours, task_of
 from task import OURS, UNMATCHED
-from timing import interleave, quartiles
 
-from refsnn.bench import milliseconds
+from refsnn.bench import interleave, milliseconds, quartiles
 
 LIMIT = 1e-3        # logits, float32: largest difference over largest logit, where no spike flips
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 import results
 import torch
-from timing import timed
 
 from refsnn import bench
+from refsnn.bench import timed
 
 EDGE, NUMBERS, ROUNDS = 2048, 32 << 20, 15
 

@@ -13,9 +13,8 @@ import results
 import torch
 from ours import task_of
 from task import OURS
-from timing import interleave, quartiles
 
-from refsnn.bench import milliseconds
+from refsnn.bench import interleave, milliseconds, quartiles
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from memory import peaks
 from ours import Ours, task_of
 from results import Row
 from task import OURS, UNMATCHED, Task
-from timing import interleave, quartiles
 
+from refsnn.bench import interleave, quartiles
 from refsnn.disk import write_whole
 
 
@@ -42,7 +42,7 @@ def report(rows: list[Row], out: Path) -> None:
     lines = results.markdown(rows)
     print("\n".join(lines))
     write_whole(out / "training.md", ("\n".join(lines) + "\n").encode())
-    for net in dict.fromkeys(row.net for row in rows):
+    for net in dict.fromkeys(row.net for row in rows if row.spread == "uniform"):
         write_whole(out / f"training_{net}.png", results.draw(rows, net))
 
 

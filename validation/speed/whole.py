@@ -13,8 +13,8 @@ import numpy as np
 import programs
 import results
 from ours import GROWING, Ours, task_of
-from timing import timed
 
+from refsnn.bench import timed
 from refsnn.errors import UserError
 
 WINDOW, SAMPLED = 44, 20
