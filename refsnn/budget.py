@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refsnn import chain
-from refsnn.chain import Residual
+from refsnn.chain import Residual, computed_twice
 from refsnn.errors import UserError
 from refsnn.evaluate import synapses
 from refsnn.fusion import Group, grouped
@@ -88,7 +87,8 @@ def kept(layers: Sequence[Layer], shape: Shape, batch: Batch, counted: bool = Fa
             others += packed
         elif (isinstance(layer, Conv2d | Linear | BatchNorm) or (group and group.norm is None)) and not counted:
             others += size * as_bytes               # its input
-            numbers += size * (not as_bytes) * (id(layer) not in starts or not _computed_twice(before, size, batch))
+            again = id(layer) in starts and computed_twice(before, size * batch.samples * batch.item)
+            numbers += size * (not as_bytes) * (not again)
         if isinstance(layer, Spiking) and not group:
             numbers += 2 * size                     # membrane and spikes
         shape = layer.output_shape(shape)
@@ -110,12 +110,6 @@ def _packed(layer: Layer, shape: Shape, batch: Batch) -> float:
         return 0.0
     channels, height, width = shape
     return channels * (height + 2 * layer.padding) * (width + 2 * layer.padding) / 8
-
-
-def _computed_twice(before: Layer | None, size: int, batch: Batch) -> bool:
-    """Whether what a layer puts out is not kept (`chain_forward`)."""
-    large = size * batch.samples * batch.item >= chain.LARGE
-    return large and before is not None and chain.data_convolution(before) is not None
 
 
 @dataclass(frozen=True)

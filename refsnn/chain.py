@@ -62,9 +62,9 @@ def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec:
     caches: list[Any] = []
     for layer in grouped(layers, rec, training):
         if isinstance(layer, Group):
-            again = caches and data_convolution(layers[len(caches) - 1]) is not None and x.nbytes >= LARGE
+            again = training and bool(caches) and computed_twice(layers[len(caches) - 1], x.nbytes)
             x, own = layer.forward(x, training)
-            if again and training:
+            if again:
                 own[0] = (None, *own[0][1:])
             caches += own
         else:
@@ -86,8 +86,9 @@ def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Recor
         if group is not None:
             end -= group.width
             x, *statistics = caches[end]
-            if x is None and (convolution := data_convolution(layers[end - 1])):
-                x = convolution.output(caches[end - 1])
+            before = layers[end - 1]
+            if x is None and isinstance(before, Conv2d):
+                x = before.output(caches[end - 1])
             dy, own = group.backward(dy, [(x, *statistics), *caches[end + 1 : last]])
         else:
             end -= 1
@@ -97,9 +98,9 @@ def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Recor
     return dy, gradients
 
 
-def data_convolution(layer: Layer) -> Conv2d | None:
-    """The layer, where it is the convolution that reads the data."""
-    return layer if isinstance(layer, Conv2d) and layer.first else None
+def computed_twice(before: Layer | None, size: int) -> bool:
+    """Whether a group does not keep its input, `size` bytes that the layer before it gave: those of the data's conv."""
+    return isinstance(before, Conv2d) and before.first and size >= LARGE
 
 
 def _rest(layer: Layer, cache: Any) -> Any:
