@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from refsnn.fusion import Group, as_they_ran, grouped
+from refsnn.fusion import Group, grouped
 from refsnn.layers import BatchNorm, Conv2d, Draw, Gradients, Layer, Records
 from refsnn.ops.join import join
 
 Array = npt.NDArray[Any]
+Caches = list[tuple[Layer | Group, Any]]        # what ran, in order, and what it keeps for its backward
 
 LARGE = 2**24       # bytes of a map that is rather computed twice than kept
 
@@ -43,8 +44,8 @@ class Residual:
 
     def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, gradients): the gradients of x along both ways, added."""
-        beside, theirs = chain_backward(self.shortcut, dy, cache[1], rec, dense)
-        along, ours = chain_backward(self.body, dy, cache[0], rec, dense)
+        beside, theirs = chain_backward(dy, cache[1], rec, dense)
+        along, ours = chain_backward(dy, cache[0], rec, dense)
         dx = join(along, beside)
         rec.samples(f"backward/{self.name}/dx", dx)
         return dx, ours | theirs
@@ -53,61 +54,54 @@ class Residual:
 # ------------------------------------------------------------------------------------------------ chains of layers
 
 
-def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, list[Any]]:
+def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Caches]:
     """Run layers one after the other; the output, and what each keeps for backward.
 
     What the convolution of the data gives to a group is not kept where it is large: the data has few channels, and to
     convolve it again costs a hundredth of a step, where its output is the largest map.
     """
-    caches: list[Any] = []
-    for layer in grouped(layers, rec, training):
-        if isinstance(layer, Group):
-            again = training and bool(caches) and computed_twice(layers[len(caches) - 1], x.nbytes)
-            x, own = layer.forward(x, training)
-            if again:
-                own[0] = (None, *own[0][1:])
-            caches += own
-        else:
-            x, cache = layer.forward(x, training, rng, rec)
-            caches.append(cache)
+    caches: Caches = []
+    before: Layer | Group | None = None
+    for one in grouped(layers, rec, training):
+        again = training and isinstance(one, Group) and computed_twice(before, x.nbytes)
+        x, cache = one.forward(x, training, rng, rec)
+        if again:
+            cache[0] = (None, *cache[0][1:])
+        caches.append((one, cache))
+        before = one
     return x, caches
 
 
-def chain_backward(layers: list[Layer], dy: Array, caches: list[Any], rec: Records, dense: bool
-                   ) -> tuple[Array, Gradients]:
-    """Run layers backwards, from the last to the first; the gradient of the input, and those of all parameters.
+def chain_backward(dy: Array, caches: Caches, rec: Records, dense: bool) -> tuple[Array, Gradients]:
+    """Run what ran backwards, from the last to the first; the gradient of the input, and those of all parameters.
 
     The caches are used up on the way: the largest maps belong to the first layers, and by then most others are free.
+    What a step still wants of them is left: `BatchNorm.commit`.
     """
     gradients: Gradients = {}
-    end = len(caches)
-    while end:
-        group, last = as_they_ran(layers[:end], caches[:end]), end
-        if group is not None:
-            end -= group.width
-            x, *statistics = caches[end]
-            before = layers[end - 1]
-            if x is None and isinstance(before, Conv2d):
-                x = before.output(caches[end - 1])
-            dy, own = group.backward(dy, [(x, *statistics), *caches[end + 1 : last]])
-        else:
-            end -= 1
-            dy, own = layers[end].backward(dy, caches[end], rec, dense)
-        caches[end:last] = map(_rest, layers[end:last], caches[end:last])
+    for k in reversed(range(len(caches))):
+        one, cache = caches[k]
+        before, x = caches[k - 1]
+        if isinstance(one, Group) and cache[0][0] is None and isinstance(before, Conv2d):
+            cache[0] = (before.output(x), *cache[0][1:])
+        dy, own = one.backward(dy, cache, rec, dense)
+        caches[k] = (one, _rest(one, cache))
         gradients |= own
     return dy, gradients
 
 
-def computed_twice(before: Layer | None, size: int) -> bool:
+def computed_twice(before: Layer | Group | None, size: int) -> bool:
     """Whether a group does not keep its input, `size` bytes that the layer before it gave: those of the data's conv."""
     return isinstance(before, Conv2d) and before.first and size >= LARGE
 
 
-def _rest(layer: Layer, cache: Any) -> Any:
+def _rest(one: Layer | Group, cache: Any) -> Any:
     """What a step still wants of a cache after its backward: new running statistics."""
-    if isinstance(layer, Residual):
+    if isinstance(one, Residual):
         return cache
-    return (None, None, None, cache[3]) if isinstance(layer, BatchNorm) else None
+    if isinstance(one, Group):
+        return [_rest(layer, own) for layer, own in zip(one.layers, cache, strict=True)]
+    return (None, None, None, cache[3]) if isinstance(one, BatchNorm) else None
 
 
 def leaves(layers: list[Layer]) -> Iterator[Layer]:
@@ -116,11 +110,13 @@ def leaves(layers: list[Layer]) -> Iterator[Layer]:
         yield from leaves([*layer.body, *layer.shortcut]) if isinstance(layer, Residual) else (layer,)
 
 
-def leaf_caches(layers: list[Layer], caches: list[Any]) -> Iterator[tuple[Layer, Any]]:
-    """The same with what each layer kept."""
-    for layer, cache in zip(layers, caches, strict=True):
-        if isinstance(layer, Residual):
-            yield from leaf_caches(layer.body, cache[0])
-            yield from leaf_caches(layer.shortcut, cache[1])
+def leaf_caches(caches: Caches) -> Iterator[tuple[Layer, Any]]:
+    """The layers among them one by one, those of residual blocks and groups, too, with what each kept."""
+    for one, cache in caches:
+        if isinstance(one, Residual):
+            yield from leaf_caches(cache[0])
+            yield from leaf_caches(cache[1])
+        elif isinstance(one, Group):
+            yield from zip(one.layers, cache, strict=True)
         else:
-            yield layer, cache
+            yield one, cache

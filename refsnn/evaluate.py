@@ -86,7 +86,7 @@ def evaluate(network: Network, config: Config, samples: Samples) -> Evaluation:
         logits, caches = network.forward(encoded, False, _no_draws, NO_RECORD)
         correct += metrics.accuracy(logits, target)
         loss_sum += LOSSES[config.train.loss](logits, target)[0] * len(target)
-        for layer, cache in leaf_caches(network.layers, caches):
+        for layer, cache in leaf_caches(caches):
             if isinstance(layer, Spiking):
                 s = cache[1]
                 spikes[layer.name] += int(np.count_nonzero(s))

@@ -3,13 +3,14 @@
 A chain of layers is what people read, and what a recorded run executes, layer by layer. Where nothing is recorded and
 kernels run, `grouped` puts a `Group` in the place of such neighbours: neurons, with the batch norm before them and, in
 training, the pool behind them, where there is one. It computes the same bits, passes spikes on as bytes where
-the next layer takes them, and keeps only its input, from which backward computes the rest again. The caches are those
-of the layers that it stands for: batch norm's as always, a neuron's with x, or nothing, where it has (h, s) otherwise,
-and a pool's with who won.
+the next layer takes them, and keeps only its input, from which backward computes the rest again. What it keeps is a
+cache for each layer that it stands for: batch norm's as always, a neuron's with x, or nothing, where it has (h, s)
+otherwise, and a pool's with who won.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from refsnn.layers import (
     AvgPool2d,
     BatchNorm,
     Conv2d,
+    Draw,
     Flatten,
     Gradients,
     Layer,
@@ -37,6 +39,8 @@ _inference: Callable[..., Any] = fused.norm_lif_inference
 _backward: Callable[..., Any] = fused.norm_lif_backward
 _pool_forward: Callable[..., Any] = fused.norm_lif_pool_forward
 _pool_backward: Callable[..., Any] = fused.norm_lif_pool_backward
+_neuron = attrgetter("decay", "gain", "bias", "v_threshold", "v_reset", "reset_amount", "v_init", "reset", "compare",
+                     "form")
 
 
 @dataclass
@@ -49,49 +53,45 @@ class Group:
     pool: AvgPool2d | MaxPool2d | None = None
 
     @property
-    def width(self) -> int:
-        """How many layers it stands for."""
-        return 1 + (self.norm is not None) + (self.pool is not None)
-
-    def _neuron(self) -> tuple[Any, ...]:
-        n = self.neurons.neuron
-        return (n.decay, n.gain, n.bias, n.v_threshold, n.v_reset, n.reset_amount, n.v_init, n.reset, n.compare, n.form)
+    def layers(self) -> list[Layer]:
+        """Those that it stands for."""
+        return [layer for layer in (self.norm, self.neurons, self.pool) if layer is not None]
 
     def _pooling(self) -> tuple[int, fused.Pooling]:
         return (self.pool.size if self.pool else 1), "max" if isinstance(self.pool, MaxPool2d) else "average"
 
-    def forward(self, x: Array, training: bool) -> tuple[Array, list[Any]]:
+    def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, list[Any]]:
         """Return s, pooled or not, and the caches of the layers.
 
         In evaluation, where nothing is pooled, that of the neurons has s, (None, s), to be counted.
         """
-        norm, spikes = self.norm, np.empty(0, np.uint8 if self.compact else x.dtype)
+        norm, neuron = self.norm, _neuron(self.neurons.neuron)
+        spikes = np.empty(0, np.uint8 if self.compact else x.dtype)
         if norm is not None and not training:
-            s = _inference(x, norm.gamma, norm.beta, norm.running_mean, norm.running_var, norm.eps, *self._neuron(),
-                           spikes)
+            s = _inference(x, norm.gamma, norm.beta, norm.running_mean, norm.running_var, norm.eps, *neuron, spikes)
             return s, [None, (None, s)]
         affine = (None, None, 0.0) if norm is None else (norm.gamma, norm.beta, norm.eps)
         pooled: list[Any] = []
         if self.pool is None:
-            y, mean, var = _forward(x, *affine, *self._neuron(), spikes)
+            y, mean, var = _forward(x, *affine, *neuron, spikes)
         else:
-            y, winner, mean, var = _pool_forward(x, *affine, *self._neuron(), spikes, *self._pooling())
+            y, winner, mean, var = _pool_forward(x, *affine, *neuron, spikes, *self._pooling())
             pooled = [(winner,)]
         if norm is None:
             return y, [(x,) if training else (None, y), *pooled]
         return y, [(x, mean, var, norm.moved(x, mean, var)), None, *pooled]
 
-    def backward(self, dy: Array, caches: list[Any]) -> tuple[Array, Gradients]:
+    def backward(self, dy: Array, cache: list[Any], rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return dx, whose memory may be that of the group's input, and batch norm's gradients."""
-        norm, slope = self.norm, (self.neurons.neuron.detach_reset, self.neurons.surrogate, self.neurons.alpha)
-        x, *statistics = caches[0]
+        norm, neuron = self.norm, _neuron(self.neurons.neuron)
+        slope = (self.neurons.neuron.detach_reset, self.neurons.surrogate, self.neurons.alpha)
+        x, *statistics = cache[0]
         none = np.empty(0, x.dtype)
         affine = (None, None, none, none, 0.0) if norm is None else (norm.gamma, norm.beta, *statistics[:2], norm.eps)
         if self.pool is None:
-            dx, dgamma, dbeta = _backward(dy, x, *affine, *self._neuron(), *slope, True)
+            dx, dgamma, dbeta = _backward(dy, x, *affine, *neuron, *slope, True)
         else:
-            dx, dgamma, dbeta = _pool_backward(dy, *caches[-1], x, *affine, *self._neuron(), *slope, *self._pooling(),
-                                               True)
+            dx, dgamma, dbeta = _pool_backward(dy, *cache[-1], x, *affine, *neuron, *slope, *self._pooling(), True)
         return dx, {} if norm is None else {f"{norm.name}.gamma": dgamma, f"{norm.name}.beta": dbeta}
 
 
@@ -114,17 +114,6 @@ def grouped(layers: Sequence[Layer], rec: Records, training: bool = True) -> lis
         else:
             groups.append(layer)
     return groups
-
-
-def as_they_ran(layers: Sequence[Layer], caches: Sequence[Any]) -> Group | None:
-    """The group that the last of these layers ran in, forwards: the caches say so; None where it ran by itself."""
-    pool = layers[-1] if isinstance(layers[-1], AvgPool2d | MaxPool2d) and len(caches[-1]) == 1 else None
-    end = len(layers) - (pool is not None)
-    neurons, cache = layers[end - 1], caches[end - 1]
-    if not isinstance(neurons, Spiking) or (cache is not None and len(cache) != 1):
-        return None
-    before = layers[end - 2] if cache is None else None
-    return Group(before if isinstance(before, BatchNorm) else None, neurons, compact=False, pool=pool)
 
 
 def takes_bytes(layers: Sequence[Any]) -> bool:

@@ -51,11 +51,11 @@ class Network:
 
         The caches are used up; what `commit` takes over is left.
         """
-        return chain_backward(self.layers, dlogits, caches, rec, dense)[1]
+        return chain_backward(dlogits, caches, rec, dense)[1]
 
     def commit(self, caches: list[Any]) -> None:
         """Take over what a training step changes besides the parameters: batch norm's running statistics."""
-        for layer, cache in leaf_caches(self.layers, caches):
+        for layer, cache in leaf_caches(caches):
             if isinstance(layer, BatchNorm):
                 layer.commit(cache)
 

@@ -462,8 +462,8 @@ def returned(combine: Callable[[Any, Any], Any]) -> Any:
     """The way back through a block with combine(body, shortcut) for the sum of the two gradients."""
     def wrap(_: Any) -> Any:
         def backward(self, dy, cache, rec, dense):
-            beside, theirs = chain_backward(self.shortcut, dy, cache[1], rec, dense)
-            along, ours = chain_backward(self.body, dy, cache[0], rec, dense)
+            beside, theirs = chain_backward(dy, cache[1], rec, dense)
+            along, ours = chain_backward(dy, cache[0], rec, dense)
             dx = combine(along, beside)
             rec.samples(f"backward/{self.name}/dx", dx)
             return dx, ours | theirs

@@ -214,9 +214,9 @@ def test_what_is_fused() -> None:
     def pairs(text, *overrides):
         return [one for one in grouped(network_of(text, *overrides).layers, NO_RECORD) if isinstance(one, Group)]
 
-    assert [(one.width, one.compact) for one in pairs(CHAINS[0])] == [(3, True), (2, False), (1, True)]
-    assert [(one.width, one.compact) for one in pairs(CHAINS[1])] == [(3, False), (3, False)]
-    assert [(one.width, one.compact) for one in pairs(CHAINS[2])] == [(2, True), (1, True), (2, False), (1, True)]
+    assert [(len(one.layers), one.compact) for one in pairs(CHAINS[0])] == [(3, True), (2, False), (1, True)]
+    assert [(len(one.layers), one.compact) for one in pairs(CHAINS[1])] == [(3, False), (3, False)]
+    assert [(len(one.layers), one.compact) for one in pairs(CHAINS[2])] == [(2, True), (1, True), (2, False), (1, True)]
     assert pairs(CHAINS[0], "neuron.surrogate=erf") == [], "an exponential has no kernel"
     with twin.backend("both"):
         assert pairs(CHAINS[0]) == [], "definitions are compared layer by layer"

@@ -141,14 +141,14 @@ def test_backward_of_a_whole_network_is_its_derivative(settings: dict) -> None:
         return network.forward(x, True, rng, NO_RECORD)
 
     logits, caches = forward()
-    for layer, cache in leaf_caches(network.layers, caches):
+    for layer, cache in leaf_caches(caches):
         if isinstance(layer, SmoothSpiking):
             layer.freeze(cache[1])
     gradients = network.backward(LOSSES[keys.train.loss](logits, labels)[1], caches, NO_RECORD)
 
     def sides() -> list:
         spiking = [side for layer in network.leaves if isinstance(layer, SmoothSpiking) for side in layer.side]
-        caches = leaf_caches(network.layers, forward()[1])
+        caches = leaf_caches(forward()[1])
         return spiking + [cache[0] for layer, cache in caches if isinstance(layer, MaxPool2d)]
 
     def loss() -> float:

@@ -147,7 +147,7 @@ def test_the_budget_counts_what_the_caches_hold(text: str, batch: int, large: in
     x = np.random.default_rng(0).random((3, 8, 8, 3, batch))
     _, caches = network.forward(x, True, lambda name: stream(0, name), NO_RECORD)
     need = kept(network.layers, (3, 8, 8), Batch(3, batch, 8))
-    held = bytes_kept([c for _, c in leaf_caches(network.layers, caches)])
+    held = bytes_kept([c for _, c in leaf_caches(caches)])
     assert (need.numbers * 8 + need.bytes) * 3 * batch == held
 
 

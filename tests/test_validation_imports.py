@@ -277,7 +277,7 @@ def no_shortcut_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def no_shortcut_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A residual block whose input's gradient comes through its body alone."""
-    return lambda self, dy, cache, *args: (chain_backward(self.body, dy, cache[0], *args)[0],
+    return lambda self, dy, cache, *args: (chain_backward(dy, cache[0], *args)[0],
                                            backward(self, dy, cache, *args)[1])
 
 

@@ -155,7 +155,7 @@ def run_step(state: State, x: Array, labels: Array) -> Step:
     encoded = ENCODERS[config.encode.kind](x, config.encode.steps, config.dtype)
     logits, caches = chain_forward(spies, encoded, True, np.random.default_rng, NO_RECORD)
     loss, dlogits = LOSSES[config.train.loss](logits, labels)
-    _, gradients = chain_backward(spies, dlogits, caches, NO_RECORD, True)
+    _, gradients = chain_backward(dlogits, caches, NO_RECORD, True)
     every = list(walk(spies))
     layers = {spy.name: spy for spy in every if not isinstance(spy.layer, Residual)}
     return Step(layers, [spy for spy in every if isinstance(spy.layer, Residual)], logits, loss, gradients)
