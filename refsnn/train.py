@@ -361,10 +361,11 @@ def regrows_after(config: Config, iteration: int, epoch: int) -> bool:
 def remember_gradients(state: State, gradients: Gradients) -> None:
     """Show the growth memory this step's dense gradients; outside a window it is empty."""
     keys = state.config.rewire
-    for name, weight in state.network.weights.items():
+    for name, memory in state.growth.items():
         if f"{name}.dense" in gradients:
-            state.growth[name] = observe(state.growth[name], gradients[f"{name}.dense"], keys.grow_beta)
-        elif state.growth[name].steps:
+            state.growth[name] = observe(memory, gradients[f"{name}.dense"], keys.grow_beta)
+        elif memory.steps:
+            weight = state.network.weights[name]
             state.growth[name] = new_memory((weight.rows, weight.columns), keys.grow, state.config.dtype)
 
 

@@ -112,11 +112,11 @@ class Operation(Generic[P, R]):
         self._arrays = tuple((k, name) for k, name in enumerate(self._names) if "ndarray" in str(hints[name]))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if _active == "numpy" or self.kernel_path is None:
-            return self.definition(*args, **kwargs)
-        if _active == "numba":
+        if _active == "numba" and self.kernel_path is not None:
             result: R = self.run_kernel(*args, **kwargs)
             return result
+        if _active == "numpy" or self.kernel_path is None:
+            return self.definition(*args, **kwargs)
         expected = self.definition(*args, **kwargs)
         got = self.run_kernel(*args, **kwargs)
         check_agreement(self.name, self.agree, expected, got, (*args, *kwargs.values()))
@@ -149,7 +149,10 @@ class Operation(Generic[P, R]):
             raise ValueError(f"{self.name} has no kernel")
         prepared = list(values)
         for k, name, options in self._words:
-            prepared[k] = self._position(prepared[k], options, name)
+            word = prepared[k]
+            if word not in options:
+                raise ValueError(f"{self.name}: {name} must be one of {', '.join(options)}, got {word!r}")
+            prepared[k] = options[word]
         for k, name in self._arrays:
             array = prepared[k]
             if isinstance(array, np.ndarray) and not (array.flags.carray and array.dtype.char in PLAIN):
@@ -163,12 +166,6 @@ class Operation(Generic[P, R]):
         if array.dtype.kind in "iu" and array.dtype not in (np.int32, np.uint8):
             raise TypeError(f"{self.name}: integer array {name} must be int32 or uint8, got {array.dtype}")
         return np.require(array, requirements=["C", "A", "W"])
-
-    def _position(self, word: Any, options: dict[str, int], name: str) -> int:
-        """A word from a Literal as its position."""
-        if word not in options:
-            raise ValueError(f"{self.name}: {name} must be one of {', '.join(options)}, got {word!r}")
-        return options[word]
 
 
 def op(kernel: str | None = None, agree: Agreement = "exact") -> Callable[[Callable[P, R]], Operation[P, R]]:

@@ -29,6 +29,7 @@ from refsnn.ops.kernels.blocks import ceil_div, dot_runs, empty, kernel_jit, no_
 from refsnn.ops.kernels.blocks.maps import (
     Pair,
     Tile,
+    check_columns,
     find_column,
     gradient_size,
     output_size,
@@ -42,7 +43,7 @@ from refsnn.ops.kernels.blocks.maps import (
     tile_size,
     window_offsets,
 )
-from refsnn.ops.kernels.blocks.tiles import SERIAL, convolve, convolve_dense, look_up
+from refsnn.ops.kernels.blocks.tiles import SERIAL, WRITTEN, convolve, convolve_dense, look_up
 from refsnn.ops.kernels.blocks.vectors import STREAM
 
 Array = npt.NDArray[Any]
@@ -50,6 +51,7 @@ Array = npt.NDArray[Any]
 DENSE = 1       # position of the word "dense" among the options of `execution`
 ROWS = 16       # filters of a task of the forward pass over spikes
 GROUP = 64      # channels of a task of the sort, where there are enough of them for eight tasks
+FEW_WEIGHTS = 2**13     # that two tasks sort, and not eight, each of which reads the columns of all
 NEAR = 2**23    # bytes of rows of real x that all filters read before the next ones: the last cache keeps them
 
 
@@ -179,10 +181,9 @@ def conv2d_weight_gradient_dense_kernel(dy: Array, x: Array, kernel_size: Pair, 
 def take_active(dense: Array, indices: Array, indptr: Array) -> Array:
     """The places of `dense` (O, columns) that are active."""
     taken = np.empty(indices.size, dense.dtype)
+    check_columns(indices, dense.shape[1])
     for o in range(dense.shape[0]):
         for k in range(indptr[o], indptr[o + 1]):
-            if not 0 <= indices[k] < dense.shape[1]:
-                raise IndexError("a column of the weight lies beyond the input's channels")
             taken[k] = dense[o, indices[k]]
     return taken
 
@@ -208,7 +209,7 @@ def conv2d_weight_gradient_kernel(
     band = h_out if packed else max(1, min(h_out, NEAR // max(1, apart)))
     for h in range(0, h_out, max(1, band)):
         lines = min(band, h_out - h)
-        if indices.size * lines * shape[1] < SERIAL:
+        if (indices.size + WRITTEN * rows) * lines * shape[1] < SERIAL:
             for o in range(rows):
                 add_dots(ddata, o, h, lines, given, packed, shape, offsets, indptr)
         else:
@@ -242,14 +243,12 @@ def sort_by_channel(
     """Sort the weights by (channel c, remainder of i and j, filter o), stably: values, places in a task's patch of dy
     (phases, nnz), and first (stride stride, C, blocks + 1): where those of c and a block of filters start."""
     rows = indptr.size - 1
-    for o in range(rows):
-        if indptr[o] < indptr[o + 1] and indices[indptr[o + 1] - 1] >= channels * kernel_size[0] * kernel_size[1]:
-            raise IndexError("a column of the weight lies beyond the input's channels")
+    check_columns(indices, channels * kernel_size[0] * kernel_size[1])
     small = (ceil_div(kernel_size[0], stride), ceil_div(kernel_size[1], stride))
     phases = patch_shape(tile, small, 1)[1] if tile[4] else 1
     weights, offsets = np.empty_like(data), np.empty((phases, indices.size), np.int64)
     first = np.empty((stride * stride, channels, ceil_div(rows, tile[0]) + 1), np.int64)
-    group = min(GROUP, ceil_div(channels, 8))
+    group = min(GROUP, ceil_div(channels, 2 if indices.size < FEW_WEIGHTS else 8))
     tasks = ceil_div(channels, max(1, group))
     if indices.size < SERIAL // 2048:
         for t in range(tasks):
@@ -273,12 +272,15 @@ def sort_channels(
     held, tall, _, wide, samples = patch_shape(tile, small, 1)
     phases, key = offsets.shape[0], np.empty(many * window, np.int64)       # key and places of each column
     place = np.empty((phases, many * window), np.int64)
-    for m in range(many * window):
-        c, i, j = m // window, m // k_w % k_h, m % k_w
-        key[m] = ((c * groups) + i % stride * stride + j % stride) * blocks
-        for p in range(phases):
-            row = (small[0] - 1 - i // stride + p) % tall
-            place[p, m] = (row * wide + small[1] - 1 - j // stride) * samples
+    for i in range(k_h):
+        for j in range(k_w):
+            g, place_of_j = i % stride * stride + j % stride, small[1] - 1 - j // stride
+            for c in range(many):
+                key[c * window + i * k_w + j] = (c * groups + g) * blocks
+            for p in range(phases):
+                spot = ((small[0] - 1 - i // stride + p) % tall * wide + place_of_j) * samples
+                for c in range(many):
+                    place[p, c * window + i * k_w + j] = spot
     begin, end = np.empty(rows, np.int64), np.empty(rows, np.int64)
     count, at = np.zeros(many * groups * blocks, np.int64), np.int64(0)
     for o in range(rows):

@@ -56,7 +56,8 @@ def norm_lif_pool_forward_kernel(
     scale, shift = channels_of(gamma, x), channels_of(beta, x)
     norm = (scale, shift, np.empty_like(scale), np.empty_like(scale), eps)
     numbers = neuron_numbers(x, decay, gain, bias, v_threshold, v_reset, reset_amount, v_init, reset, compare, form)
-    y = np.empty((channels, height // size, width // size, steps, batch), spikes.dtype)
+    h, w = height // size, width // size
+    y = empty(channels * h * w * steps * batch, spikes.dtype).reshape(channels, h, w, steps, batch)
     winner = np.empty(y.shape if pooling == MAX else (0, 0, 0, 0, 0), np.uint8)
     target, shape = y.reshape((*y.shape[:3], steps * batch)), (height * width, steps, batch)
     places = winner.reshape((*winner.shape[:3], winner.shape[3] * winner.shape[4]))

@@ -52,12 +52,12 @@ from refsnn.ops.kernels.blocks import (
 )
 from refsnn.ops.kernels.blocks.dense import FILTERS, sum_dense
 from refsnn.ops.kernels.blocks.dots import dots8, spike_dots8
-from refsnn.ops.kernels.blocks.maps import find_column
+from refsnn.ops.kernels.blocks.maps import check_columns, find_column
 from refsnn.ops.kernels.blocks.vectors import FUSED, I64, STREAM, Vectors
 
 Array = npt.NDArray[Any]
 
-SERIAL = 2**22  # multiply-adds below which one thread works alone
+SERIAL = 2**18  # multiply-adds below which one thread works alone
 ROWS = 16       # neurons of a task
 TILE = 272      # features of a task of the dense gradient; no power of two, whose columns would claim the same lines
 EDGE = 32       # of a block in a transposition
@@ -73,7 +73,7 @@ def linear_forward_kernel(x: Array, data: Array, indices: Array, indptr: Array, 
     features, steps, batch = x.shape
     rows, samples = indptr.size - 1, steps * batch
     at_rest = no_bias(rows, data.dtype) if bias is None else bias
-    y = np.empty((rows, samples), data.dtype)
+    y = empty(rows * samples, data.dtype).reshape(rows, samples)
     bits, packed = pack_rows(x.reshape(features, samples))
     numbers = as_floats(x, data, packed)
     check_columns(indices, features)
@@ -109,10 +109,11 @@ def linear_input_gradient_kernel(dy: Array, data: Array, indices: Array, indptr:
     """Kernel of `linear_input_gradient`."""
     rows, steps, batch = dy.shape
     check_columns(indices, features)
-    gradient, dx = dy.reshape(rows, steps * batch), np.empty((features, steps * batch), dy.dtype)
+    gradient = dy.reshape(rows, steps * batch)
+    dx = empty(features * steps * batch, dy.dtype).reshape(features, steps * batch)
     block = block_size(features, rows, indices.size, dx.shape[1] * dx.itemsize)
     tasks = ceil_div(features, BLOCKS * block)
-    if indices.size * steps * batch < SERIAL:
+    if tasks == 1 or indices.size * steps * batch < SERIAL:
         for t in range(tasks):
             spread_rows(dx, t, block, gradient, data, indices, indptr)
     else:
@@ -284,16 +285,6 @@ def for_a_row(indptr: Array, start: int, end: int) -> Array:
 def block_size(features: int, rows: int, weights: int, run: int) -> int:
     """Input features of a block: PART weights of a row, on average, as far as BLOCK bytes hold so many runs."""
     return max(1, min(BLOCK // max(run, 1), PART * rows * features // max(weights, 1)))
-
-
-@njit(cache=True)
-def check_columns(indices: Array, features: int) -> None:
-    """Raise IndexError where a column lies beyond the input's features. No branch: vectors of columns are compared."""
-    within = True
-    for k in range(indices.size):
-        within &= (indices[k] >= 0) & (indices[k] < features)
-    if not within:
-        raise IndexError("a column of the weight lies beyond the input's features")
 
 
 @njit(cache=True)

@@ -88,7 +88,7 @@ def dot_runs(
     """
     done, k = whole(n, vector(gradient)) if WIDE else 0, first
     while k < last:
-        count = 8 if last - first >= 8 else 4 if last - first >= 4 else 1
+        count = 1 if last - first < 4 else 8 if last - first >= 8 and last - k > 4 else 4
         k = min(k, last - count)
         if WIDE and many == 2 and count == 8:
             if packed:

@@ -31,7 +31,7 @@ CACHE = 600000  # bytes of a patch, which stays in the second cache
 RING = 900000
 TILES = 16      # tasks that a convolution is cut into, if its rows allow
 FEW = 64        # weights of a filter, see `pixels_at_least`
-MOVED = 2**22   # bytes that one thread moves in less time than it takes to wake the others
+MOVED = 2**18   # bytes that one thread moves in less time than it takes to wake the others
 
 
 @njit(cache=True)
@@ -140,17 +140,28 @@ def window_offsets(indices: Array, channels: int, shape: Shape, kernel_size: Pai
     c counts modulo C, and in phase p the rows have moved on: i is the row (i + p) modulo their number.
     """
     (many, tall, stride, wide, samples), (k_h, k_w) = shape, kernel_size
-    columns = channels * k_h * k_w
+    columns, size = channels * k_h * k_w, tall * stride * wide * samples
+    check_columns(indices, columns)
     place, offsets = np.empty(columns, np.int64), np.empty((phases, indices.size), np.int64)
     for p in range(phases):
-        for column in range(columns):
-            c, i, j = column // (k_h * k_w), column // k_w % k_h, column % k_w
-            place[column] = (((c % many * tall + (i + p) % tall) * stride + j % stride) * wide + j // stride) * samples
+        for i in range(k_h):
+            for j in range(k_w):
+                at = (((i + p) % tall * stride + j % stride) * wide + j // stride) * samples
+                for c in range(channels):
+                    place[(c * k_h + i) * k_w + j] = c % many * size + at
         for k in range(indices.size):
-            if not 0 <= indices[k] < columns:
-                raise IndexError("a column of the weight lies beyond the input's channels")
             offsets[p, k] = place[indices[k]]
     return offsets
+
+
+@njit(cache=True)
+def check_columns(indices: Array, columns: int) -> None:
+    """Raise IndexError where a column is none of `columns`. No branch: vectors of columns are compared."""
+    within = True
+    for k in range(indices.size):
+        within &= (indices[k] >= 0) & (indices[k] < columns)
+    if not within:
+        raise IndexError("a column of the weight lies beyond its input")
 
 
 @njit(cache=True)

@@ -26,6 +26,7 @@ from refsnn.ops.kernels.blocks.maps import (
     Pair,
     Shape,
     Tile,
+    check_columns,
     copy_patch,
     copy_row,
     patch_shape,
@@ -40,6 +41,7 @@ Place = tuple[int, int, int, int, int]                          # of a task: fir
 Geometry = tuple[int, int, int, int, int, int, int, int]        # see `convolve`
 
 SERIAL = 2**20  # multiply-adds below which one thread works alone: to start the others costs more
+WRITTEN = 4     # of them take as long as to write a number
 BLOCK = 64      # filters of a task of `look_up`
 
 
@@ -56,7 +58,7 @@ def convolve(
     _, _, _, _, _, _, high, broad = geometry
     _, band, pixels, samples, rolls = tile
     tasks = ceil_div(high, band) * ceil_div(broad, pixels) * ceil_div(y.shape[3], max(1, samples))
-    if weights.size * high * broad * y.shape[3] < SERIAL:
+    if (weights.size + WRITTEN * y.shape[0]) * high * broad * y.shape[3] < SERIAL:
         for t in range(tasks):
             if rolls:
                 roll_tile(y, t, x, geometry, tile, kernel_size, weights, offsets, first, at_rest, dense)
@@ -185,14 +187,6 @@ def dense_weights(
         for k in range(indptr[o], indptr[o + 1]):
             dense[place[indices[k]] + shift] = data[k]
     return dense
-
-
-@kernel_jit()
-def check_columns(indices: Array, columns: int) -> None:
-    """Raise IndexError unless every column is below `columns`."""
-    for k in range(indices.size):
-        if not 0 <= indices[k] < columns:
-            raise IndexError("a column of the weight lies beyond the input's channels")
 
 
 @kernel_jit()
