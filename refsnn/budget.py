@@ -10,7 +10,7 @@ Memory is estimated from the layers, without running them:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,11 +52,15 @@ class Kept:
 
 @dataclass(frozen=True)
 class Batch:
-    """T steps, B samples, and bytes of a number: what it depends on how spikes are kept, and which maps are not."""
+    """T steps, B samples, and bytes of a number: what it depends on how spikes are kept, and which maps are not.
+
+    static: the data has one step for all (`ops/static.py`).
+    """
 
     steps: int
     size: int
     item: int
+    static: bool = False
 
     @property
     def samples(self) -> int:
@@ -71,24 +75,26 @@ def kept(layers: Sequence[Layer], shape: Shape, batch: Batch, counted: bool = Fa
     """
     numbers, others, largest = 0.0, 0.0, math.prod(shape)
     before: Layer | None = None
+    static, batch = batch.static, replace(batch, static=False)      # of the blocks behind, none is
     groups = {id(one.neurons): one for one in grouped(layers, NO_RECORD) if isinstance(one, Group)}
     starts = {id(one.norm or one.neurons) for one in groups.values()}
     for layer in layers:
         if isinstance(layer, Residual):
             body = kept(layer.body, shape, batch, counted, as_bytes)
-            own = as_bytes and _packed(layer.body[0], shape, batch) > 0     # packed spikes are of one convolution
-            shortcut = kept(layer.shortcut, shape, batch, not own, as_bytes)
+            alone = as_bytes and _packed(layer.body[0], shape, batch) > 0   # packed spikes are of one convolution
+            shortcut = kept(layer.shortcut, shape, batch, not alone, as_bytes)
             numbers, others = numbers + body.numbers + shortcut.numbers, others + body.bytes + shortcut.bytes
             largest, before = max(largest, body.largest), layer
             shape, counted, as_bytes = body.shape, False, False
             continue
         size, group = math.prod(shape), groups.get(id(layer))
+        own = size / batch.steps if static else size
         if as_bytes and (packed := _packed(layer, shape, batch)):
             others += packed
         elif (isinstance(layer, Conv2d | Linear | BatchNorm) or (group and group.norm is None)) and not counted:
-            others += size * as_bytes               # its input
-            again = id(layer) in starts and computed_twice(before, size * batch.samples * batch.item)
-            numbers += size * (not as_bytes) * (not again)
+            others += own * as_bytes                # its input
+            again = id(layer) in starts and computed_twice(before, round(own * batch.samples) * batch.item)
+            numbers += own * (not as_bytes) * (not again)
         if isinstance(layer, Spiking) and not group:
             numbers += 2 * size                     # membrane and spikes
         shape = layer.output_shape(shape)
@@ -100,6 +106,7 @@ def kept(layers: Sequence[Layer], shape: Shape, batch: Batch, counted: bool = Fa
             counted = isinstance(layer, Spiking) and not group
         if not isinstance(layer, Flatten | MaxPool2d):
             as_bytes = group is not None and group.compact
+        static = static and (isinstance(layer, BatchNorm | Flatten) or (isinstance(layer, Conv2d) and layer.first))
         largest, before = max(largest, math.prod(shape)), layer
     return Kept(numbers, others, largest, shape, counted)
 
@@ -156,7 +163,8 @@ def holdings(network: Network, config: Config) -> dict[str, int]:
 
 def budget(network: Network, config: Config) -> Budget:
     """The budget of a training step of this network with `train.batch` samples."""
-    batch = Batch(config.encode.steps, config.train.batch, np.dtype(config.dtype).itemsize)
+    batch = Batch(config.encode.steps, config.train.batch, np.dtype(config.dtype).itemsize,
+                  config.encode.kind == "direct")
     need = kept(network.layers, network.input_shape, batch)
     weights = network.weights.values()
     active, places = sum(w.nnz for w in weights), sum(w.size for w in weights)

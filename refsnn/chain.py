@@ -9,6 +9,7 @@ import numpy.typing as npt
 from refsnn.fusion import Group, grouped
 from refsnn.layers import BatchNorm, Conv2d, Draw, Gradients, Layer, Records
 from refsnn.ops.join import join
+from refsnn.ops.static import one_step
 
 Array = npt.NDArray[Any]
 Caches = list[tuple[Layer | Group, Any]]        # what ran, in order, and what it keeps for its backward
@@ -63,7 +64,7 @@ def chain_forward(layers: list[Layer], x: Array, training: bool, rng: Draw, rec:
     caches: Caches = []
     before: Layer | Group | None = None
     for one in grouped(layers, rec, training):
-        again = training and isinstance(one, Group) and computed_twice(before, x.nbytes)
+        again = training and isinstance(one, Group) and computed_twice(before, one_step(x).nbytes)
         x, cache = one.forward(x, training, rng, rec)
         if again:
             cache[0] = (None, *cache[0][1:])

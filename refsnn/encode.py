@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refsnn.errors import UserError
+from refsnn.ops.static import static
 
 Array = npt.NDArray[Any]
 
@@ -19,7 +20,7 @@ def direct(x: Array, steps: int, dtype: npt.DTypeLike = np.float32) -> Array:
 
         out[c, h, w, t, b] = x[b, c, h, w]        for t = 0 .. T-1
 
-    x: (B, C, H, W) images.   Returns (C, H, W, T, B), contiguous, in `dtype`.
+    x: (B, C, H, W) images.   Returns (C, H, W, T, B) in `dtype`, all steps one place in memory: `ops/static.py`.
 
     | Parameter | Default | Unit  | Meaning                                  |
     |-----------|---------|-------|------------------------------------------|
@@ -35,9 +36,7 @@ def direct(x: Array, steps: int, dtype: npt.DTypeLike = np.float32) -> Array:
     if steps < 1:
         raise UserError(f"encode.steps = {steps}: needs at least one time step")
     batch, channels, height, width = x.shape
-    out = np.empty((channels, height, width, steps, batch), dtype)
-    out[...] = x.transpose(1, 2, 3, 0)[:, :, :, np.newaxis, :]
-    return out
+    return static(np.array(x.transpose(1, 2, 3, 0), dtype, order="C").reshape(channels, height, width, 1, batch), steps)
 
 
 def frames(x: Array, steps: int, dtype: npt.DTypeLike = np.float32) -> Array:

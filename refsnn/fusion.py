@@ -31,6 +31,7 @@ from refsnn.layers import (
     Spiking,
 )
 from refsnn.ops import fused
+from refsnn.ops.static import is_static, one_step
 
 Array = npt.NDArray[Any]
 
@@ -66,20 +67,23 @@ class Group:
         In evaluation, where nothing is pooled, that of the neurons has s, (None, s), to be counted.
         """
         norm, neuron = self.norm, _neuron(self.neurons.neuron)
-        spikes = np.empty(0, np.uint8 if self.compact else x.dtype)
+        spikes, current, shown = np.empty(0, np.uint8 if self.compact else x.dtype), x, 1
+        if is_static(x):
+            x, shown = one_step(x), x.shape[-2]
         if norm is not None and not training:
-            s = _inference(x, norm.gamma, norm.beta, norm.running_mean, norm.running_var, norm.eps, *neuron, spikes)
+            s = _inference(x, norm.gamma, norm.beta, norm.running_mean, norm.running_var, norm.eps, *neuron, spikes,
+                           shown)
             return s, [None, (None, s)]
         affine = (None, None, 0.0) if norm is None else (norm.gamma, norm.beta, norm.eps)
         pooled: list[Any] = []
         if self.pool is None:
-            y, mean, var = _forward(x, *affine, *neuron, spikes)
+            y, mean, var = _forward(x, *affine, *neuron, spikes, shown)
         else:
-            y, winner, mean, var = _pool_forward(x, *affine, *neuron, spikes, *self._pooling())
+            y, winner, mean, var = _pool_forward(x, *affine, *neuron, spikes, *self._pooling(), shown)
             pooled = [(winner,)]
         if norm is None:
             return y, [(x,) if training else (None, y), *pooled]
-        return y, [(x, mean, var, norm.moved(x, mean, var)), None, *pooled]
+        return y, [(x, mean, var, norm.moved(current, mean, var)), None, *pooled]
 
     def backward(self, dy: Array, cache: list[Any], rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return dx, whose memory may be that of the group's input, and batch norm's gradients."""

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from refsnn.ops import conv, linear, norm, pool
 from refsnn.ops.neuron import Neuron, lif_backward, lif_forward, lif_reset
 from refsnn.ops.sparse import SparseWeight
+from refsnn.ops.static import is_static, one_step, static, sum_of_steps
 from refsnn.ops.surrogate import SURROGATES
 
 Array = npt.NDArray[Any]
@@ -141,8 +142,8 @@ class Conv2d:
         return _with_bias(self.name, self.weight, self.bias)
 
     def output(self, x: Array) -> Array:
-        """Return y."""
-        w = self.weight
+        """Return y, of a static x only the step that stands for all."""
+        w, x = self.weight, one_step(x) if self.first else x
         samples = x.shape[-2] * x.shape[-1] * (8 if x.ndim == 6 else 1)
         return conv.conv2d_forward(x, w.data, w.indices, w.indptr, self.bias, self.kernel_size, self.stride,
                                    self.padding, self.executed("forward", samples))
@@ -153,6 +154,7 @@ class Conv2d:
             packed, possible = conv.pack_input(x, self.padding)
             x = packed if possible else x
         y = self.output(x)
+        y = static(y, x.shape[-2]) if self.first and is_static(x) else y
         rec.samples(f"forward/{self.name}/y", y)
         return y, x
 
@@ -163,15 +165,17 @@ class Conv2d:
     def backward(self, dy: Array, cache: Any, rec: Records, dense: bool) -> tuple[Array, Gradients]:
         """Return (dx, gradients)."""
         x, w, geometry = cache, self.weight, (self.kernel_size, self.stride, self.padding)
-        samples = dy.shape[-2] * dy.shape[-1]
+        own, samples = dy, dy.shape[-2] * dy.shape[-1]
+        if self.first and is_static(x):
+            x, own = one_step(x), sum_of_steps(dy)
         gradients = _weight_gradients(
             self.name, w,
-            lambda: conv.conv2d_weight_gradient(dy, x, w.indices, w.indptr, *geometry,
-                                                self.executed("weight gradient", samples)),
-            (lambda: conv.conv2d_weight_gradient_dense(dy, x, *geometry)) if dense else None,
+            lambda: conv.conv2d_weight_gradient(own, x, w.indices, w.indptr, *geometry,
+                                                self.executed("weight gradient", own.shape[-2] * own.shape[-1])),
+            (lambda: conv.conv2d_weight_gradient_dense(own, x, *geometry)) if dense else None,
             rec,
         )
-        _add_bias_gradient(gradients, self.name, self.bias, dy, rec)
+        _add_bias_gradient(gradients, self.name, self.bias, own, rec)
         if self.first and not rec.active:
             return np.zeros_like(x[:0]), gradients
         dx = conv.conv2d_input_gradient(dy, w.data, w.indices, w.indptr,
@@ -252,11 +256,14 @@ class BatchNorm(_Plain):
 
     def forward(self, x: Array, training: bool, rng: Draw, rec: Records) -> tuple[Array, Any]:
         """Return (y, (x, mean, var, new running statistics)); the cache is None in evaluation."""
+        steps, once = x.shape[-2], one_step(x)
         if not training:
-            y = norm.batch_norm_inference(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps)
+            y = norm.batch_norm_inference(once, self.gamma, self.beta, self.running_mean, self.running_var, self.eps)
+            y = static(y, steps) if is_static(x) else y
             rec.samples(f"forward/{self.name}/y", y)
             return y, None
-        y, mean, var = norm.batch_norm_forward(x, self.gamma, self.beta, self.eps)
+        y, mean, var = norm.batch_norm_forward(once, self.gamma, self.beta, self.eps)
+        y = static(y, steps) if is_static(x) else y
         running = self.moved(x, mean, var)
         for part, value in zip(("mean", "var", "running_mean", "running_var"), (mean, var, *running), strict=True):
             rec.value(f"forward/{self.name}/{part}", value)

@@ -85,7 +85,8 @@ def configuration(name: str, config: Config, data: Dataset, about: str) -> list[
         f"data      {about}",
         f"network   {config.model.name}: input {shape_text(state.network.input_shape)}, T = {config.encode.steps}",
         "",
-        *layers(state.network, config.encode.steps, config.encode.steps * config.train.batch),
+        *layers(state.network, config.encode.steps, config.encode.steps * config.train.batch,
+                config.encode.kind == "direct"),
         "",
         *memory(state),
         "",
@@ -106,8 +107,11 @@ def executions(layer: Conv2d | Linear, samples: int) -> str:
     return "sparse" if not dense else "dense" if len(dense) == 3 else f"dense {', '.join(dense)}"
 
 
-def layers(network: Network, steps: int, samples: int) -> list[str]:
-    """Every layer: output, weights, multiply-adds per sample over all steps, how kernels run it with T B `samples`."""
+def layers(network: Network, steps: int, samples: int, static: bool = False) -> list[str]:
+    """Every layer: output, weights, multiply-adds per sample over all steps, how kernels run it with T B `samples`.
+
+    static: the image is the same at every step, and the first convolution runs once, for B samples.
+    """
     shapes, rows = network.input_shapes(), []
     total = [0] * 5
     for layer in network.leaves:
@@ -119,7 +123,7 @@ def layers(network: Network, steps: int, samples: int) -> list[str]:
             operations = [steps * n for n in synapses(Network([layer], shapes[layer.name]))]
             rows.append([layer.name, f"{kind} {shape_text(w.shape)}", output, f"{w.nnz:,}", f"{w.size:,}",
                          f"{w.density:.4f}", f"{others:,}" if others else "", *(f"{n:,}" for n in operations),
-                         executions(layer, samples)])
+                         executions(layer, samples // steps if static and layer is network.leaves[0] else samples)])
             counted = [w.nnz, w.size, others, *operations]
         else:
             rows.append([layer.name, kind, output, "", "", "", f"{others:,}" if others else "", "", "", ""])

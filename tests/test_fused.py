@@ -24,6 +24,7 @@ from refsnn.ops.loss import LOSSES
 from refsnn.ops.neuron import NEURONS, lif_backward, lif_forward
 from refsnn.ops.norm import batch_norm_backward, batch_norm_forward
 from refsnn.ops.pool import avg_pool_backward, avg_pool_forward, max_pool_backward, max_pool_forward
+from refsnn.ops.static import is_static, one_step, static, sum_of_steps
 from refsnn.ops.surrogate import SURROGATES
 from refsnn.rng import stream
 from refsnn.trace import NO_RECORD, Recorder
@@ -75,6 +76,55 @@ def test_fused_kernels_give_the_bits_of_their_parts(name, shape, normed, dtype) 
         if normed:
             again = norm_lif_inference.run_kernel(x, *norm, mean, var, 1e-5, *parameters, spikes)
             np.testing.assert_array_equal(again, s)
+
+
+@needs_jit
+@dtypes
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("shape", [(5, 3, 4, 3, 16), (40, 8, 8, 4, 32), (3, 5, 7, 2, 5), (2, 9, 12, 10, 29)])
+@pytest.mark.parametrize("name", ["paper", "snntorch"])
+def test_a_static_current_is_the_same_current_at_every_step(name, shape, normed, dtype) -> None:
+    x, ds, norm, n, parameters = given(shape, dtype, name, normed)
+    once = np.ascontiguousarray(x[..., :1, :])
+    x, steps = np.repeat(once, shape[-2], axis=-2), shape[-2]
+    none = np.empty(0, dtype)
+    s, mean, var = norm_lif_forward.run_kernel(once, *norm, 1e-5, *parameters, none, steps)
+    forward = norm_lif_forward.run_kernel(x, *norm, 1e-5, *parameters, none)
+    if normed:      # statistics are those of one step, whose sum has another order
+        np.testing.assert_allclose(mean, forward[1], atol=1e-6)
+        forward = (norm_lif_inference.run_kernel(x, *norm, mean, var, 1e-5, *parameters, none),)
+        again = norm_lif_inference.run_kernel(once, *norm, mean, var, 1e-5, *parameters, none, steps)
+        np.testing.assert_array_equal(again, s)
+    np.testing.assert_array_equal(s, forward[0])
+    for surrogate in SLOPES:
+        slope = (n.detach_reset, surrogate, SURROGATES[surrogate].alpha)
+        ours, whole = (norm_lif_backward.run_kernel(ds, one, *norm, mean, var, 1e-5, *parameters, *slope, False)
+                       for one in (once, x))
+        for got, expected in zip(ours, (sum_of_steps(whole[0]), *whole[1:]), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        for pooling, size in (("average", 2), ("max", 2), ("max", 3)):
+            y, winner, *_ = norm_lif_pool_forward.run_kernel(once, *norm, 1e-5, *parameters, none, size, pooling, steps)
+            pooled = (avg_pool_forward.run_kernel(s, size) if pooling == "average" else
+                      max_pool_forward.run_kernel(s, size)[0])
+            np.testing.assert_array_equal(y, pooled)
+            ours, whole = (norm_lif_pool_backward.run_kernel(y, winner, one, *norm, mean, var, 1e-5, *parameters,
+                                                             *slope, size, pooling, False) for one in (once, x))
+            for got, expected in zip(ours, (sum_of_steps(whole[0]), *whole[1:]), strict=True):
+                np.testing.assert_array_equal(got, expected)
+
+
+def test_twins_agree_on_a_static_current() -> None:
+    once, _, norm, n, parameters = given((4, 4, 4, 1, 5), np.float64, "paper", True)
+    slope, none = (n.detach_reset, "triangle", 1.0), np.empty(0)
+    with twin.backend("both"):
+        s, mean, var = norm_lif_forward(once, *norm, 1e-5, *parameters, none, 3)
+        norm_lif_inference(once, *norm, mean, var, 1e-5, *parameters, none, 3)
+        norm_lif_backward(s, once, *norm, mean, var, 1e-5, *parameters, *slope, False)
+        y, winner, *_ = norm_lif_pool_forward(once, *norm, 1e-5, *parameters, none, 2, "max", 3)
+        norm_lif_pool_backward(y, winner, once, *norm, mean, var, 1e-5, *parameters, *slope, 2, "max", False)
+    for backend in ("numpy", "numba"):
+        with twin.backend(backend), pytest.raises(ValueError, match="must have one"):
+            norm_lif_forward(s, *norm, 1e-5, *parameters, none, 3)
 
 
 @needs_jit
@@ -184,16 +234,32 @@ def results(network, x, training, rec):
 
 
 @needs_jit
+@pytest.mark.parametrize("still", [False, True])            # an image that is the same at every step
 @pytest.mark.parametrize("batch", [4, 8])                   # 8: spikes are packed for both passes of a convolution
 @pytest.mark.parametrize("large", [chain.LARGE, 0])         # 0: every map of the data's convolution is computed twice
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("text", CHAINS)
-def test_a_network_gives_the_same_bits_fused_and_layer_by_layer(text, training, large, batch, monkeypatch) -> None:
+def test_a_network_gives_the_same_bits_fused_and_layer_by_layer(text, training, large, batch, still, monkeypatch
+                                                                ) -> None:
     monkeypatch.setattr(chain, "LARGE", large)
     x = np.random.default_rng(0).random((2, 8, 8, 3, batch))
+    x = static(x[..., :1, :].copy(), 3) if still else x
     fused, recorded = (results(network_of(text), x, training, rec) for rec in (NO_RECORD, Recorder()))
     for a, b in zip(fused, recorded, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("text", CHAINS)
+def test_what_is_computed_once_is_what_is_computed_at_every_step(text) -> None:
+    x = static(np.random.default_rng(0).random((2, 8, 8, 1, 4)), 3)
+    assert is_static(x)
+    assert not is_static(np.ascontiguousarray(x))
+    assert one_step(x).shape == (2, 8, 8, 1, 4)
+    for training in (True, False):
+        once, always = (results(network_of(text), shown, training, NO_RECORD) for shown in
+                        (x, np.ascontiguousarray(x)))
+        for a, b in zip(once, always, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 @needs_jit

@@ -106,10 +106,18 @@ def finish_channel(
 
     dx may be dy, or x.
     """
+    numbers = channel_numbers(dx, c, n, mean, r, moments, gamma, dgamma, dbeta)
+    through_norm(dx, c * n, dy, at, x, c * n, n, stream, numbers)
+
+
+@kernel_jit(error_model="numpy")
+def channel_numbers(
+    like: Array, c: Any, n: int, mean: float, r: float, moments: Array, gamma: Array, dgamma: Array, dbeta: Array
+) -> tuple[float, float, float, float]:
+    """Enter dgamma and dbeta of channel c; scale, shift, tilt and mean, as `through_norm` takes them."""
     dbeta[c], dgamma[c] = total_moments(moments)
-    count = dx.dtype.type(n)
-    through_norm(dx, c * n, dy, at, x, c * n, n, stream,
-                 (gamma[c] * r, dbeta[c] / count, dgamma[c] / count * r, mean))
+    count = like.dtype.type(n)
+    return gamma[c] * r, dbeta[c] / count, dgamma[c] / count * r, mean
 
 
 @kernel_jit(parallel=True, error_model="numpy", fastmath={"contract"})

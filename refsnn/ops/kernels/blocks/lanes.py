@@ -42,11 +42,20 @@ class Lanes:
         return self._made(self.builder.fdiv(self.value, other.value, flags=self.flags))
 
     def __abs__(self) -> "Lanes":
+        return self._called("fabs")
+
+    def times_plus(self, factor: "Lanes", more: "Lanes") -> "Lanes":
+        """self * factor + more, rounded once wherever it stands; what is merely allowed to be, is not across blocks."""
+        return self._called("fma", factor, more)
+
+    def _called(self, name: str, *others: "Lanes") -> "Lanes":
+        """An instruction that LLVM knows as a function."""
         b, kind = self.builder, self.value.type
         lanes, number = (f"v{kind.count}", kind.element) if isinstance(kind, ir.VectorType) else ("", kind)
-        name = f"llvm.fabs.{lanes}{'f32' if str(number) == 'float' else 'f64'}"
-        return self._made(b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(kind, [kind]), name),
-                                 [self.value]))
+        full = f"llvm.{name}.{lanes}{'f32' if str(number) == 'float' else 'f64'}"
+        values = [self.value, *(one.value for one in others)]
+        kinds = ir.FunctionType(kind, [kind] * len(values))
+        return self._made(b.call(cgutils.get_or_insert_function(b.module, kinds, full), values))
 
     def __gt__(self, other: "Lanes") -> Any:
         return self.builder.fcmp_ordered(">", self.value, other.value)
@@ -60,15 +69,16 @@ class Rows:
     """What a lane's body needs: loads and stores of `size` numbers, their steps in time, and variables.
 
     `rows` rows (T, B) share the lanes evenly; shape: T and B. The first lane's first step is in place `first`, its row
-    starts at `row`.
+    starts at `row`. Where `static` is true, at run time, x has one step for all, and the lane is in place `only`.
     """
 
     def __init__(
         self, builder: Any, number: Any, samples: int, rows: int = 1, shape: tuple[Any, Any] = (None, None),
-        row: Any = None, first: Any = None,
+        row: Any = None, first: Any = None, only: Any = None, static: Any = None,
     ) -> None:
         self.builder, self.number, self.rows, self.size = builder, number, rows, samples * rows
-        (self.steps, self.batch), self.row, self.first = shape, row, first
+        (self.steps, self.batch), self.row, self.first, self.only, self.static = shape, row, first, only, static
+        self.t, self.x = None, None if static is None else self._of_x()
         self.type = self.of(number)
         self.align = {"float": 4, "double": 8}[str(number)]
 
@@ -85,32 +95,48 @@ class Rows:
             value = b.shuffle_vector(first, none, ir.Constant(ir.VectorType(lane, self.size), [0] * self.size))
         return Lanes(b, value, flags)
 
-    def load(self, pointer: Any, at: Any) -> Lanes:
-        """Lanes from pointer[at] on."""
+    def _of_x(self) -> tuple[Any, Any, Any]:
+        """Where x has the first step of the first lane, and how far apart its steps and its rows are."""
+        b, static = self.builder, self.static
+        return (b.select(static, self.only, self.first), b.select(static, I64(0), self.batch),
+                b.select(static, self.batch, b.mul(self.steps, self.batch)))
+
+    def of_x(self, at: Any) -> tuple[Any, Any]:
+        """Where x has what belongs to place `at` of the step under way, and how far apart its rows are."""
+        if self.x is None:
+            return at, None
+        first, step, apart = self.x
+        return self.builder.add(first, self.builder.mul(self.t, step)), apart
+
+    def load(self, pointer: Any, at: Any, apart: Any = None) -> Lanes:
+        """Lanes from pointer[at] on; rows are T B numbers apart, or `apart`."""
         b = self.builder
         pieces = [b.load(b.bitcast(b.gep(pointer, [place]), self._piece(self.number).as_pointer()), align=self.align)
-                  for place in self._places(at)]
+                  for place in self._places(at, apart)]
         while len(pieces) > 1:
             both = 2 * pieces[0].type.count
             pieces = [b.shuffle_vector(first, second, self._order(0, both))
                       for first, second in zip(pieces[::2], pieces[1::2], strict=True)]
         return Lanes(b, pieces[0])
 
-    def store(self, value: Lanes, pointer: Any, at: Any, stream: bool = False) -> None:
+    def store(self, value: Lanes, pointer: Any, at: Any, stream: bool = False, apart: Any = None) -> None:
         """The reverse; `stream` past the caches, to the start of a line."""
-        self._write(value.value, pointer, at, REGISTER if stream else self.align, stream)
+        self._write(value.value, pointer, at, REGISTER if stream else self.align, stream, apart)
 
-    def _write(self, value: Any, pointer: Any, at: Any, align: int, stream: bool) -> None:
+    def _write(self, value: Any, pointer: Any, at: Any, align: int, stream: bool, apart: Any = None) -> None:
         b = self.builder
-        for piece, place in zip(self._split(value), self._places(at), strict=True):
+        for piece, place in zip(self._split(value), self._places(at, apart), strict=True):
             written = b.store(piece, b.bitcast(b.gep(pointer, [place]), piece.type.as_pointer()), align=align)
             if stream:
                 written.set_metadata("nontemporal", b.module.add_metadata([ir.IntType(32)(1)]))
 
-    def _places(self, at: Any) -> list[Any]:
+    def _places(self, at: Any, apart: Any) -> list[Any]:
         """Of every row."""
         b = self.builder
-        return [at, *(b.add(at, b.mul(b.mul(self.steps, self.batch), I64(k))) for k in range(1, self.rows))]
+        if self.rows == 1:
+            return [at]
+        apart = apart or b.mul(self.steps, self.batch)
+        return [at, *(b.add(at, b.mul(apart, I64(k))) for k in range(1, self.rows))]
 
     def _split(self, value: Any) -> list[Any]:
         """The lanes of every row."""
@@ -142,22 +168,23 @@ class Rows:
         alone = self.rows > 1 and self.size == self.rows
         return b.extract_element(pieces[0], I64(0)) if alone else pieces[0]
 
-    def prefetch(self, pointer: Any, at: Any) -> None:
+    def prefetch(self, pointer: Any, at: Any, apart: Any = None) -> None:
         """`fetch` the lines at pointer[at]."""
-        for place in self._places(at):
+        for place in self._places(at, apart):
             fetch(self.builder, self.builder.gep(pointer, [place]))
 
     def in_time(self, body: Callable[[Any], None]) -> None:
         """body(place of the first lane) for all steps."""
         b = self.builder
-        with cgutils.for_range_slice(b, I64(0), self.steps, I64(1)) as (t, _):
-            body(b.add(self.first, b.mul(t, self.batch)))
+        with cgutils.for_range_slice(b, I64(0), self.steps, I64(1)) as (self.t, _):
+            body(b.add(self.first, b.mul(self.t, self.batch)))
 
     def back_in_time(self, body: Callable[[Any], None]) -> None:
         """The same, the last step first."""
         b = self.builder
         with cgutils.for_range_slice(b, I64(1), b.add(self.steps, I64(1)), I64(1)) as (k, _):
-            body(b.add(self.first, b.mul(b.sub(self.steps, k), self.batch)))
+            self.t = b.sub(self.steps, k)
+            body(b.add(self.first, b.mul(self.t, self.batch)))
 
     def near(self, at: Any) -> Any:
         """A place in what holds no other rows."""
@@ -183,8 +210,10 @@ class Variable:
         self.builder.store(value.value, self.place)
 
 
-def over_rows(b: Any, number: Any, rows: Any, shape: tuple[Any, Any], body: Callable[[Rows], None]) -> None:
-    """body(lanes) for all samples of so many rows; shape: T and B.
+def over_rows(
+    b: Any, number: Any, rows: Any, shape: tuple[Any, Any], body: Callable[[Rows], None], static: Any = None
+) -> None:
+    """body(lanes) for all samples of so many rows; shape: T and B; static: whether x has one step for all.
 
     Rows are the inner loop, the longer one: to enter it costs a hundred nanoseconds.
     """
@@ -195,8 +224,8 @@ def over_rows(b: Any, number: Any, rows: Any, shape: tuple[Any, Any], body: Call
         with cgutils.for_range_slice(b, done, filled, I64(size)) as (m, _):
             for first, last, together in ((I64(0), many, TOGETHER), (many, rows, 1)):
                 with cgutils.for_range_slice(b, first, last, I64(together)) as (r, _):
-                    row = b.mul(r, size_of_row)
-                    body(Rows(b, number, size, together, shape, row, b.add(row, m)))
+                    row, only = b.mul(r, size_of_row), b.add(b.mul(r, batch), m)
+                    body(Rows(b, number, size, together, shape, row, b.add(row, m), only, static))
         done = filled
 
 

@@ -142,7 +142,7 @@ def charge(
 
     def step(at: Any) -> None:
         b = lanes.builder
-        z = Lanes(b, ((Lanes(b, lanes.load(x, at).value, FUSED) - mean) * scale + shift).value)
+        z = Lanes(b, ((Lanes(b, lanes.load(x, *lanes.of_x(at)).value, FUSED) - mean) * scale + shift).value)
         if form is None:        # it decays before it is reset: the next step waits for one addition, and not for three
             u = decayed.get() + z
             fires = u > below

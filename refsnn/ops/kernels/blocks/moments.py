@@ -6,6 +6,7 @@ What it does. For one channel of x and dy = dL/dy, (T, B) rows, on flat arrays:
     add_moments      moments += sum of dy, and of dy x_hat                 dL/d beta, dL/d gamma
     total_moments    the two sums
     through_norm     dx = gamma r (dy - dbeta / n - x_hat dgamma / n)      of `batch_norm_backward`
+    through_static   the same summed over time, where x has one step for all
 
 Why so. The sums must have one order, whatever the number of threads and however a channel is cut into blocks, and
 float64 for every number costs more than all the rest. So samples are lanes: a lane sums the steps of a row, the last
@@ -88,7 +89,7 @@ def sum_moments(lanes: Rows, moments: Any, dy: Any, x: Any, numbers: list[Any]) 
     def step(at: Any) -> None:
         g = lanes.load(dy, at)
         plain.set(plain.get() + g)
-        x_hat = (lanes.load(x, at) - mean) * r
+        x_hat = (lanes.load(x, *lanes.of_x(at)) - mean) * r
         weighted.set(Lanes(b, g.value, FUSED) * x_hat + weighted.get())
 
     lanes.back_in_time(step)
@@ -128,10 +129,11 @@ def _pulling() -> Any:
     def loop(b: Any, args: list[Any], first: Any, last: Any, size: int, stream: bool) -> None:
         dx, dy, x, _, _, *numbers = args
         lanes = Rows(b, dx.type.pointee, size)
-        scale, shift, tilt, mean = (lanes.lanes(value, FUSED) for value in numbers)
+        scale, shift, tilt, mean = (lanes.lanes(value) for value in numbers)
+        down = lanes.lanes(ir.Constant(dx.type.pointee, 0.0)) - tilt
         with cgutils.for_range_slice(b, first, last, I64(size)) as (m, _):
-            g, own = (Lanes(b, lanes.load(p, m).value, FUSED) for p in (dy, x))
-            lanes.store(scale * (g - shift - (own - mean) * tilt), dx, m, stream)
+            g, away = lanes.load(dy, m), lanes.load(x, m) - mean
+            lanes.store(scale * away.times_plus(down, g - shift), dx, m, stream)
 
     def body(b: Any, args: list[Any]) -> None:
         n, stream, done = args[3], args[4], b.and_(args[3], I64(-LENGTH))
@@ -156,6 +158,42 @@ def _pulling() -> Any:
 
         i = types.intp
         return types.void(dx, i, dy, i, x, i, i, types.boolean, numbers), generate
+
+    return pull
+
+
+def _pulling_static() -> Any:
+    """The intrinsic of `through_static`."""
+
+    def body(b: Any, args: list[Any]) -> None:
+        dx, dy, x, rows, steps, batch, *numbers = args
+
+        def rows_of_map(lanes: Rows) -> None:
+            scale, shift, tilt, mean = (lanes.lanes(value) for value in numbers)
+            zero = lanes.lanes(ir.Constant(numbers[0].type, 0.0))
+            away, down, total = lanes.load(x, lanes.only, batch) - mean, zero - tilt, lanes.variable(zero)
+
+            def step(at: Any) -> None:
+                total.set(total.get() + scale * away.times_plus(down, lanes.load(dy, at) - shift))
+
+            lanes.in_time(step)
+            lanes.store(total.get(), dx, lanes.only, apart=batch)
+
+        over_rows(b, dx.type.pointee, rows, (steps, batch), rows_of_map)
+
+    @intrinsic
+    def pull(
+        _context: Any, dx: Any, _at: Any, dy: Any, _dy: Any, x: Any, _x: Any, _rows: Any, _steps: Any, _batch: Any,
+        numbers: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            values = [*pointers(context, builder, (dx, dy, x), args[:6]), *args[6:9],
+                      *cgutils.unpack_tuple(builder, args[9], 4)]
+            outlined(builder, f"refsnn_through_static_{dx.dtype}", values, body)
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(dx, i, dy, i, x, i, i, i, i, numbers), generate
 
     return pull
 
@@ -218,9 +256,22 @@ def _through_norm(
         dx[at + m] = scale * (dy[dy_at + m] - shift - (x[x_at + m] - mean) * tilt)
 
 
-add_numbers, add_squares, add_moments, through_norm = (
-    (_summing(False), _summing(True), _adding(), _pulling()) if WIDE else
-    (njit(_add_numbers), njit(_add_squares), njit(_add_moments), njit(_through_norm)))
+def _through_static(
+    dx: Array, at: int, dy: Array, dy_at: int, x: Array, x_at: int, rows: int, steps: int, batch: int, numbers: Numbers
+) -> None:
+    """dx of `rows` rows (1, B): sums over time, the first step first, of what `through_norm` gives for dy (T, B)."""
+    scale, shift, tilt, mean = numbers
+    for row in range(rows):
+        for m in range(batch):
+            total, away = dx.dtype.type(0), x[x_at + row * batch + m] - mean
+            for t in range(steps):
+                total += scale * (dy[dy_at + (row * steps + t) * batch + m] - shift - away * tilt)
+            dx[at + row * batch + m] = total
+
+
+add_numbers, add_squares, add_moments, through_norm, through_static = (
+    (_summing(False), _summing(True), _adding(), _pulling(), _pulling_static()) if WIDE else
+    (njit(_add_numbers), njit(_add_squares), njit(_add_moments), njit(_through_norm), njit(_through_static)))
 
 
 @njit(cache=True)

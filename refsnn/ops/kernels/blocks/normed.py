@@ -41,30 +41,31 @@ def _firing(paper: bool) -> Any:
     """The intrinsic of `fire_rows` for the paper's neuron, or for all."""
 
     def body(b: Any, args: list[Any]) -> None:
-        s, x, ahead, rows, steps, batch, form, *numbers = args
+        s, x, ahead, rows, steps, batch, static, form, *numbers = args
 
         def neurons(lanes: Rows) -> None:
             def take(at: Any, _: Lanes, fires: Any, spikes: Lanes) -> None:
-                lanes.prefetch(x, b.add(at, ahead))
+                place, apart = lanes.of_x(at)
+                lanes.prefetch(x, b.add(place, ahead), apart)
                 lanes.store_spikes(fires, spikes, s, at)
 
             charge(lanes, x, numbers[:3], numbers[3:], None if paper else form, take)
 
-        over_rows(b, x.type.pointee, rows, (steps, batch), neurons)
+        over_rows(b, x.type.pointee, rows, (steps, batch), neurons, static)
 
     @intrinsic
     def fire(
         _context: Any, s: Any, _to: Any, x: Any, _at: Any, _ahead: Any, _rows: Any, _steps: Any, _batch: Any,
-        _form: Any, norm: Any, numbers: Any,
+        _static: Any, _form: Any, norm: Any, numbers: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
-            values = [*pointers(context, builder, (s, x), args[:4]), *args[4:9],
-                      *cgutils.unpack_tuple(builder, args[9], 3), *cgutils.unpack_tuple(builder, args[10], 13)]
+            values = [*pointers(context, builder, (s, x), args[:4]), *args[4:10],
+                      *cgutils.unpack_tuple(builder, args[10], 3), *cgutils.unpack_tuple(builder, args[11], 13)]
             outlined(builder, f"refsnn_fire_{paper}_{x.dtype}_{s.dtype}", values, body)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(s, i, x, i, i, i, i, i, i, norm, numbers), generate
+        return types.void(s, i, x, i, i, i, i, i, types.boolean, i, norm, numbers), generate
 
     return fire
 
@@ -73,12 +74,13 @@ def _differentiating(paper: bool) -> Any:
     """The intrinsic of `differentiate_rows` for the paper's neuron and surrogate, or for all."""
 
     def body(b: Any, args: list[Any]) -> None:
-        dz, ds, x, h, moments, ahead, rows, steps, batch, normed, form, surrogate, *numbers = args
+        dz, ds, x, h, moments, ahead, rows, steps, batch, static, normed, form, surrogate, *numbers = args
         norm, r, numbers, back = numbers[:3], numbers[3], numbers[4:17], numbers[17:]
 
         def neurons(lanes: Rows) -> None:
             def remember(at: Any, u: Lanes, _fires: Any, _spikes: Lanes) -> None:
-                lanes.prefetch(x, b.add(at, ahead))
+                place, apart = lanes.of_x(at)
+                lanes.prefetch(x, b.add(place, ahead), apart)
                 lanes.store(u, h, lanes.near(at))
 
             def give(at: Any, dz_t: Lanes) -> None:
@@ -90,24 +92,24 @@ def _differentiating(paper: bool) -> Any:
             with b.if_then(normed):
                 sum_moments(lanes, moments, dz, x, [norm[0], r])
 
-        over_rows(b, x.type.pointee, rows, (steps, batch), neurons)
+        over_rows(b, x.type.pointee, rows, (steps, batch), neurons, static)
 
     @intrinsic
     def differentiate(
         _context: Any, dz: Any, _to: Any, ds: Any, _of: Any, x: Any, _at: Any, h: Any, moments: Any, _ahead: Any,
-        _rows: Any, _steps: Any, _batch: Any, _normed: Any, _form: Any, _surrogate: Any, norm: Any, numbers: Any,
-        back: Any,
+        _rows: Any, _steps: Any, _batch: Any, _static: Any, _normed: Any, _form: Any, _surrogate: Any, norm: Any,
+        numbers: Any, back: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
             zero = context.get_constant(types.intp, 0)
             values = [*pointers(context, builder, (dz, ds, x, h, moments), (*args[:7], zero, args[7], zero)),
-                      *args[8:15], *cgutils.unpack_tuple(builder, args[15], 4),
-                      *cgutils.unpack_tuple(builder, args[16], 13), *cgutils.unpack_tuple(builder, args[17], 12)]
+                      *args[8:16], *cgutils.unpack_tuple(builder, args[16], 4),
+                      *cgutils.unpack_tuple(builder, args[17], 13), *cgutils.unpack_tuple(builder, args[18], 12)]
             outlined(builder, f"refsnn_differentiate_{paper}_{x.dtype}", values, body)
             return context.get_dummy_value()
 
-        i = types.intp
-        given = (dz, i, ds, i, x, i, h, moments, i, i, i, i, types.boolean, i, i, norm, numbers, back)
+        i, truth = types.intp, types.boolean
+        given = (dz, i, ds, i, x, i, h, moments, i, i, i, i, truth, truth, i, i, norm, numbers, back)
         return types.void(*given), generate
 
     return differentiate
@@ -120,42 +122,53 @@ if WIDE:
 
 @kernel_jit(error_model="numpy")
 def fire_rows(
-    s: Array, to: int, x: Array, at: int, ahead: int, rows: int, steps: int, batch: int, norm: Numbers,
+    s: Array, to: int, x: Array, at: int, ahead: int, rows: int, steps: int, batch: int, static: bool, norm: Numbers,
     numbers: Numbers, form: int,
 ) -> None:
     """s, from place `to` on, = spikes of `rows` rows (T, B) from place `at` on in x, both flat; s may be bytes.
 
-    norm: mean, scale and shift of x. ahead: so many numbers further on, x is asked for.
+    norm: mean, scale and shift of x. ahead: so many numbers further on, x is asked for. static: x has rows (1, B).
     """
     if not WIDE:
-        plain_charge_rows(s, to, np.empty(rows * steps * batch, x.dtype), 0, x, at, rows, steps, batch, norm, numbers,
-                          form)
+        own, start = (plain_shown(x, at, rows, steps, batch), 0) if static else (x, at)
+        plain_charge_rows(s, to, np.empty(rows * steps * batch, x.dtype), 0, own, start, rows, steps, batch, norm,
+                          numbers, form)
     elif is_paper(numbers, form):
-        _fire_paper(s, to, x, at, ahead, rows, steps, batch, form, norm, numbers)
+        _fire_paper(s, to, x, at, ahead, rows, steps, batch, static, form, norm, numbers)
     else:
-        _fire_all(s, to, x, at, ahead, rows, steps, batch, form, norm, numbers)
+        _fire_all(s, to, x, at, ahead, rows, steps, batch, static, form, norm, numbers)
 
 
 @kernel_jit(error_model="numpy")
 def differentiate_rows(
     dz: Array, to: int, ds: Array, of: int, x: Array, at: int, moments: Array, ahead: int, rows: int, steps: int,
-    batch: int, normed: bool, form: int, surrogate: int, norm: Numbers, numbers: Numbers, back: Numbers,
+    batch: int, static: bool, normed: bool, form: int, surrogate: int, norm: Numbers, numbers: Numbers, back: Numbers,
 ) -> None:
     """dz and moments of `rows` rows (T, B); places `to`, `of` and `at` on in dz, ds and x, which are flat.
 
-    norm: mean, scale, shift and r of x. normed: whether the moments are wanted. ahead: as in `fire_rows`.
+    norm: mean, scale, shift and r of x. normed: whether the moments are wanted. ahead, static: as in `fire_rows`.
     """
     if not WIDE:
-        _plain_differentiate(dz, to, ds, of, x, at, moments, rows, steps, batch, normed, form, surrogate, norm, numbers,
-                             back)
+        own, start = (plain_shown(x, at, rows, steps, batch), 0) if static else (x, at)
+        _plain_differentiate(dz, to, ds, of, own, start, moments, rows, steps, batch, normed, form, surrogate, norm,
+                             numbers, back)
     else:
         h = empty(TOGETHER * steps * batch, x.dtype)
         if is_paper(numbers, form) and surrogate == TRIANGLE:
-            _differentiate_paper(dz, to, ds, of, x, at, h, moments, ahead, rows, steps, batch, normed, form, surrogate,
-                                 norm, numbers, back)
+            _differentiate_paper(dz, to, ds, of, x, at, h, moments, ahead, rows, steps, batch, static, normed, form,
+                                 surrogate, norm, numbers, back)
         else:
-            _differentiate_all(dz, to, ds, of, x, at, h, moments, ahead, rows, steps, batch, normed, form, surrogate,
-                               norm, numbers, back)
+            _differentiate_all(dz, to, ds, of, x, at, h, moments, ahead, rows, steps, batch, static, normed, form,
+                               surrogate, norm, numbers, back)
+
+
+@njit(cache=True)
+def plain_shown(x: Array, at: int, rows: int, steps: int, batch: int) -> Array:
+    """Rows (1, B) from place `at` on, laid out at all steps: (rows T B,)."""
+    shown = np.empty(rows * steps * batch, x.dtype)
+    for n in range(shown.size):
+        shown[n] = x[at + n // (steps * batch) * batch + n % batch]
+    return shown
 
 
 @njit(cache=True, error_model="numpy")
