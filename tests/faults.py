@@ -519,9 +519,10 @@ KNOWN: dict[str, Fault] = {
         lambda x, w: (x, w, 0)))),
     "circular padding": Fault("forward/conv1/y", "padding by wrap", patch=(conv, "conv2d_forward", dense_convolution(
         lambda x, w: (wrapped_pad(x), w, 0)))),
-    "unbiased normalisation": Fault("forward/norm1/y", "unbiased variance in the normalisation", patch=(
+    # the first batch norm is given an image's current once, and does not know of how many numbers
+    "unbiased normalisation": Fault("forward/norm2/y", "unbiased variance in the normalisation", patch=(
         norm, "batch_norm_forward", norm_with(lambda x, g, b, eps: normalised(
-            x, g, b, (1, 2, 3, 4), lambda var, n: np.sqrt(var * n / (n - 1) + eps))))),
+            x, g, b, (1, 2, 3, 4), lambda var, n: np.sqrt(var * (n / (n - 1) if x.shape[3] > 1 else 1) + eps))))),
     "statistics per step": Fault("forward/norm2/y", "statistics per time step", patch=(
         norm, "batch_norm_forward", norm_with(lambda x, g, b, eps: normalised(
             x, g, b, (1, 2, 4), lambda var, _: np.sqrt(var + eps))))),
