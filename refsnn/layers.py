@@ -6,7 +6,8 @@
 Layers hold parameters, never activations, and forward changes nothing: the running statistics that a training step
 updates travel in the cache and are committed by the step, so that running a layer twice gives the same result twice.
 
-    x, y       (C, H, W, T, B) maps or (F, T, B) vectors: features first, samples last
+    x, y       (C, H, W, T, B) maps or (F, T, B) vectors: features first, samples last; an image that does not change
+               is `ops/static.py`'s, and the gradient that reaches its convolution may have one step, their sum
     rng        rng(name) gives the random stream of this step with that name (dropout draws from it)
     rec        where intermediates are recorded (`trace.Recorder`); `NO_RECORD` records nothing
     dense      True: sparse layers also return the gradient at *every* place, dL/d(M*W), which regrowth needs

@@ -214,7 +214,7 @@ def test_a_join_adds_bytes_as_it_adds_floats(shape) -> None:
 
 
 CHAINS = ["4C3 MP2 6C3/nonorm AP2 FC8 FC VOTE2", "4C3 AP2 AP2 6C3 AP2 FC", "4C3 6R 8Rs2 GAP FC12 FC",
-          "4C3/nolif 4C3s2 DP0.3 FC"]
+          "4C3/nolif 4C3s2 DP0.3 FC", "4C3/nonorm AP2 FC8 FC"]
 
 
 def network_of(text, *overrides):

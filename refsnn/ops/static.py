@@ -32,7 +32,7 @@ def one_step(x: Array) -> Array:
 
 
 def sum_of_steps(dx: Array) -> Array:
-    """(..., T, B) summed over time, the first step first: (..., 1, B)."""
+    """(..., T, B) summed over time, the first step first: (..., 1, B); itself where it has one step."""
     if dx.shape[-2] == 1:
         return dx
     total = dx[..., :1, :].copy()
